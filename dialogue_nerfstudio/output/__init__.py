@@ -1,0 +1,1 @@
+"""What leaves the project: laid-out frames, sound, and the statement of where they came from."""
