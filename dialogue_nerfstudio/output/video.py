@@ -4,7 +4,6 @@ Convention: frames are uint8 [H, W, 3] RGB at a constant `fps`; audio is float32
 Hz, starting with the first frame. Everything streams: one frame and its slice of sound are in memory at a time.
 """
 
-import importlib.metadata
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import av
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from dialogue_nerfstudio import __version__
 from dialogue_nerfstudio.conversation.errors import DialogueError
 from dialogue_nerfstudio.conversation.files import atomic_path
 from dialogue_nerfstudio.output.layout import check_picture
@@ -59,7 +59,7 @@ def synthetic_statement(provenance: Optional[dict[str, Any]] = None) -> dict[str
     `provenance` (JSON-serialisable: method, checkpoint step, sources …), which cannot take the first three back."""
     statement = {
         "synthetic": True,
-        "generator": f"{GENERATOR} {importlib.metadata.version(GENERATOR)}",
+        "generator": f"{GENERATOR} {__version__}",
         "digital_source_type": DIGITAL_SOURCE_TYPE,
     }
     return {**statement, **(provenance or {}), **statement}
