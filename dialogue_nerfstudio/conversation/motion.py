@@ -139,7 +139,7 @@ class Motion:
         write_npz(
             path,
             **{name: getattr(self, name).astype(np.float32) for name in _ARRAYS},
-            fps=np.float64(self.fps),
+            fps=np.array(self.fps),
             expression_basis=np.array(self.expression_basis),
             expression_names=np.array(self.expression_names),
             source_names=np.array(list(self.sources.keys()), dtype=np.str_),
