@@ -42,7 +42,7 @@ def separator_width(height: int) -> int:
     return max(2, 2 * round(height / 256))
 
 
-def side_by_side(pictures: Sequence[UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "H W 3"]:
+def side_by_side(pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> UInt8[np.ndarray, "H W 3"]:
     """Join pictures from left to right, all at the height of the tallest, with a thin dark line between neighbours.
 
     Raises:
@@ -61,7 +61,7 @@ def side_by_side(pictures: Sequence[UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.nda
 
 
 def contact_sheet(
-    rows: Sequence[Sequence[UInt8[np.ndarray, "h w 3"]]], height: int, gap: int = 4
+    rows: Sequence[Sequence[UInt8[np.ndarray, "_ _ 3"]]], height: int, gap: int = 4
 ) -> UInt8[np.ndarray, "H W 3"]:
     """A grid of pictures on white, each row at `height` rows of pixels, `gap` pixels between and around them.
 

@@ -116,7 +116,7 @@ def _add_video_stream(container: av.container.OutputContainer, fps: Fraction, wi
 
 def write_conversation_video(
     path: Path,
-    frames: Iterable[UInt8[np.ndarray, "h w 3"]],
+    frames: Iterable[UInt8[np.ndarray, "_ _ 3"]],
     fps: float,
     audio: Optional[Float[np.ndarray, "S"]] = None,
     sample_rate: int = 16000,

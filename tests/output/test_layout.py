@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dialogue_nerfstudio.conversation.errors import DialogueError
-from dialogue_nerfstudio.output.layout import contact_sheet, resize_to_height, separator_width, side_by_side
+from dialogue_nerfstudio.output.layout import check_picture, contact_sheet, resize_to_height, separator_width, side_by_side
 
 
 def solid(height: int, width: int, colour: int) -> np.ndarray:
@@ -48,7 +48,7 @@ def test_contact_sheet_is_a_grid_on_white():
 @pytest.mark.parametrize("bad", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)])
 def test_what_is_not_a_picture_is_refused(bad):
     with pytest.raises(DialogueError, match="uint8"):
-        side_by_side([bad])
+        check_picture(bad)
 
 
 def test_no_picture_is_refused():
