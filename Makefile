@@ -1,0 +1,24 @@
+# `make demo` installs and runs the demo, `make test` installs and runs the tests; both use a virtual environment of their own.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+.PHONY: demo test install clean
+
+demo: install
+	$(BIN)/ns-dialogue demo
+
+test: install
+	$(BIN)/python -m pytest -n 2
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt requirements-process.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-process.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV)
