@@ -1,0 +1,1 @@
+"""One module a kernel; all compute the same function of the same parameters (see `torch_kernel` for the reference)."""
