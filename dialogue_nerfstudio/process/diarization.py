@@ -1,0 +1,271 @@
+"""Which voice sounds when: speech detection, voice embeddings, clustering and a Viterbi path through them.
+
+Conventions. `audio` is mono float32 `[S]`; inside this module it is 16 kHz. Times are seconds from sample 0. A *voice embedding* is a unit vector of 256
+non-negative numbers (GE2E), taken over a window of `window` seconds around its time, every `hop` seconds. A *voice* is a cluster of embeddings, called
+"voice0", "voice1" … in the order in which they are first heard; which face it belongs to is decided in `voices.py`.
+
+Both networks come with pip packages, and nothing is downloaded: Silero VAD's model file lies in the wheel of silero-vad, the GE2E voice encoder's weights in that of
+Resemblyzer. Neither package is imported: importing silero_vad sets torch to one thread for the whole process, importing resemblyzer needs webrtcvad, a compiler.
+"""
+
+import importlib.util
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import librosa
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+
+from dialogue_nerfstudio.conversation.errors import DialogueError
+from dialogue_nerfstudio.conversation.roles import SpeechSegment
+from dialogue_nerfstudio.process.audio_features import SAMPLE_RATE
+
+VAD_STEP = 512 / SAMPLE_RATE
+"""Seconds between two speech probabilities: Silero's window at 16 kHz."""
+
+MEL_FFT, MEL_HOP, MEL_BANDS = 400, 160, 40
+MEL_RATE = SAMPLE_RATE // MEL_HOP
+TARGET_DBFS = -30.0
+EMBEDDING_SIZE = 256
+
+
+@dataclass
+class DiarizationConfig:
+    """How voices are told apart."""
+
+    vad_threshold: float = 0.5
+    """Speech starts where Silero's probability reaches this."""
+    vad_release: float = 0.35
+    """Speech ends where it falls below this."""
+    min_speech: float = 0.1
+    """Shorter bursts (s) are dropped."""
+    min_silence: float = 0.1
+    """Shorter pauses (s) inside speech are filled."""
+    speech_padding: float = 0.03
+    """Each stretch of speech is widened by this (s) at both ends."""
+    window: float = 0.5
+    """Seconds of sound behind one voice embedding."""
+    hop: float = 0.05
+    """Seconds between two voice embeddings."""
+    switch_cost: float = 0.01
+    """What a change of voice must gain: difference in cosine similarity times seconds."""
+    max_iterations: int = 15
+    """Rounds of Viterbi and centroid re-estimation at most; they stop when the path stays."""
+    batch_size: int = 256
+    """Windows embedded at once."""
+    seed: int = 0
+    """Seed of the clustering's starts."""
+
+
+class VoiceEncoder(nn.Module):
+    """The GE2E speaker encoder (Wan et al. 2018): three LSTM layers, a linear layer and ReLU on the last state, normalised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(MEL_BANDS, 256, num_layers=3, batch_first=True)
+        self.linear = nn.Linear(256, EMBEDDING_SIZE)
+
+    def forward(self, mel: Float[Tensor, "batch steps 40"]) -> Float[Tensor, "batch 256"]:
+        _, (hidden, _) = self.lstm(mel)
+        return nn.functional.normalize(torch.relu(self.linear(hidden[-1])), dim=-1)
+
+
+def diarize(
+    audio: Float[np.ndarray, "num_samples"], sample_rate: int, num_speakers: int, config: DiarizationConfig | None = None
+) -> list[SpeechSegment]:
+    """Segments of speech, each with its voice, in order; no two overlap. With one speaker this is speech detection alone.
+
+    Fewer voices than asked for come back where there is too little speech to tell them apart, none where there is no speech.
+
+    Raises:
+        DialogueError: silero-vad, or for several speakers Resemblyzer, is not installed.
+    """
+    if num_speakers < 1:
+        raise ValueError(f"num_speakers must be at least 1, not {num_speakers}")
+    config = config or DiarizationConfig()
+    audio = np.asarray(audio, np.float32)
+    if sample_rate != SAMPLE_RATE:
+        audio = librosa.resample(audio, orig_sr=sample_rate, target_sr=SAMPLE_RATE)
+    speech = speech_intervals(speech_probability(audio), len(audio) / SAMPLE_RATE, config)
+    if num_speakers == 1 or not speech:
+        return [SpeechSegment(start, end, "voice0") for start, end in speech]
+    times = np.concatenate([np.arange(start + config.hop / 2, end, config.hop) for start, end in speech])
+    if len(times) < num_speakers:
+        return [SpeechSegment(start, end, "voice0") for start, end in speech]
+    embeddings = embed_voice(audio, times, config)
+    labels = separate_voices(embeddings, num_speakers, config)
+    return label_intervals(speech, times, labels)
+
+
+# Speech
+
+
+def speech_probability(audio: Float[np.ndarray, "num_samples"]) -> Float[np.ndarray, "num_steps"]:
+    """Silero VAD's probability of speech in each successive 32 ms of 16 kHz sound.
+
+    Raises:
+        DialogueError: silero-vad is not installed.
+    """
+    path = _package_file("silero_vad", "data/silero_vad.jit", "pip install silero-vad==6.2.3")
+    with warnings.catch_warnings():
+        # The wheel ships TorchScript; that torch recommends another format is no news to the user.
+        warnings.filterwarnings("ignore", message=".*torch.jit.*")
+        model = torch.jit.load(str(path), map_location="cpu").eval()
+    audio = np.pad(audio, (0, -len(audio) % 512 if len(audio) else 512))
+    with torch.no_grad():
+        return model.audio_forward(torch.from_numpy(audio)[None], SAMPLE_RATE)[0].numpy()
+
+
+def speech_intervals(
+    probability: Float[np.ndarray, "num_steps"], duration: float, config: DiarizationConfig
+) -> list[tuple[float, float]]:
+    """Stretches of speech (s) from probabilities, by hysteresis: in at `vad_threshold`, out below `vad_release`."""
+    runs: list[list[float]] = []
+    speaking = False
+    for step, value in enumerate(probability):
+        if not speaking and value >= config.vad_threshold:
+            runs.append([step * VAD_STEP, duration])
+            speaking = True
+        elif speaking and value < config.vad_release:
+            runs[-1][1] = step * VAD_STEP
+            speaking = False
+    joined: list[list[float]] = []
+    for start, end in runs:
+        if joined and start - joined[-1][1] < config.min_silence:
+            joined[-1][1] = end
+        else:
+            joined.append([start, end])
+    intervals: list[tuple[float, float]] = []
+    for start, end in joined:
+        if end - start >= config.min_speech:
+            earliest = intervals[-1][1] if intervals else 0.0
+            intervals.append((max(start - config.speech_padding, earliest), min(end + config.speech_padding, duration)))
+    return intervals
+
+
+# Voices
+
+
+def embed_voice(
+    audio: Float[np.ndarray, "num_samples"], times: Float[np.ndarray, "num_times"], config: DiarizationConfig
+) -> Float[np.ndarray, "num_times 256"]:
+    """Voice embeddings of 16 kHz sound in windows centred on `times`.
+
+    Raises:
+        DialogueError: Resemblyzer is not installed.
+    """
+    encoder = load_voice_encoder()
+    steps = round(config.window * MEL_RATE)
+    mel = np.pad(voice_mel(audio), ((steps, steps), (0, 0)))
+    first = np.clip(np.round(times * MEL_RATE - steps / 2).astype(int) + steps, 0, len(mel) - steps)
+    embeddings = np.empty((len(times), EMBEDDING_SIZE), np.float32)
+    with torch.no_grad():
+        for start in range(0, len(times), config.batch_size):
+            batch = mel[first[start : start + config.batch_size, None] + np.arange(steps)]
+            embeddings[start : start + config.batch_size] = encoder(torch.from_numpy(batch)).numpy()
+    return embeddings
+
+
+def voice_mel(audio: Float[np.ndarray, "num_samples"]) -> Float[np.ndarray, "num_steps 40"]:
+    """The encoder's input: mel power (no logarithm) of 25 ms windows every 10 ms, after raising quiet sound to -30 dBFS; step k is centred on k x 10 ms."""
+    rms = float(np.sqrt(np.mean(np.square(audio, dtype=np.float64))))
+    gain = max(10 ** (TARGET_DBFS / 20) / rms, 1.0) if rms > 0 else 1.0
+    power = librosa.feature.melspectrogram(
+        y=np.asarray(audio * gain, np.float32), sr=SAMPLE_RATE, n_fft=MEL_FFT, hop_length=MEL_HOP, n_mels=MEL_BANDS
+    )
+    return power.T.astype(np.float32)
+
+
+def load_voice_encoder() -> VoiceEncoder:
+    """The encoder with the weights of the Resemblyzer package.
+
+    Raises:
+        DialogueError: Resemblyzer is not installed.
+    """
+    path = _package_file("resemblyzer", "pretrained.pt", "pip install --no-deps Resemblyzer==0.1.4")
+    weights = torch.load(path, map_location="cpu", weights_only=True)["model_state"]
+    encoder = VoiceEncoder().eval()
+    # The two further entries scale the similarity in GE2E's training loss.
+    encoder.load_state_dict({name: value for name, value in weights.items() if not name.startswith("similarity_")})
+    return encoder
+
+
+def separate_voices(
+    embeddings: Float[np.ndarray, "num_times 256"], num_speakers: int, config: DiarizationConfig
+) -> Int[np.ndarray, "num_times"]:
+    """The voice of each embedding: k-means, then the cheapest path and the voices' centroids in turn until the path stays."""
+    labels = KMeans(num_speakers, n_init=10, random_state=config.seed).fit(embeddings).labels_
+    for _ in range(config.max_iterations):
+        scores = embeddings @ centroids(embeddings, labels, num_speakers).T * config.hop
+        path = viterbi(scores, config.switch_cost)
+        if len(np.unique(path)) < len(np.unique(labels)) or (path == labels).all():
+            break
+        labels = path
+    return labels
+
+
+def centroids(
+    embeddings: Float[np.ndarray, "n d"], labels: Int[np.ndarray, "n"], num_speakers: int
+) -> Float[np.ndarray, "num_speakers d"]:
+    """Normalised mean embedding of each voice; zero for a voice nobody has."""
+    sums = np.stack([embeddings[labels == voice].sum(0) for voice in range(num_speakers)])
+    return sums / np.maximum(np.linalg.norm(sums, axis=-1, keepdims=True), 1e-12)
+
+
+def viterbi(scores: Float[np.ndarray, "num_steps num_states"], switch_cost: float) -> Int[np.ndarray, "num_steps"]:
+    """The path of states with the highest sum of scores, where each change of state costs `switch_cost`."""
+    num_steps, num_states = scores.shape
+    came_from = np.empty((num_steps, num_states), int)
+    total = scores[0].astype(np.float64)
+    for step in range(1, num_steps):
+        best = total.argmax()
+        switches = total[best] - switch_cost > total
+        came_from[step] = np.where(switches, best, np.arange(num_states))
+        total = np.where(switches, total[best] - switch_cost, total) + scores[step]
+    path = np.empty(num_steps, int)
+    path[-1] = total.argmax()
+    for step in range(num_steps - 1, 0, -1):
+        path[step - 1] = came_from[step, path[step]]
+    return path
+
+
+def label_intervals(
+    speech: list[tuple[float, float]], times: Float[np.ndarray, "num_times"], labels: Int[np.ndarray, "num_times"]
+) -> list[SpeechSegment]:
+    """Cut each stretch of speech half-way between neighbouring times of different voices, and name voices in order of appearance."""
+    names: dict[int, str] = {}
+    segments: list[SpeechSegment] = []
+    for start, end in speech:
+        inside = np.flatnonzero((times >= start) & (times < end))
+        if len(inside) == 0:
+            inside = np.array([np.abs(times - (start + end) / 2).argmin()])
+        changes = np.flatnonzero(np.diff(labels[inside]))
+        edges = [start, *((times[inside[changes]] + times[inside[changes + 1]]) / 2), end]
+        voices = labels[inside[np.concatenate([[0], changes + 1])]]
+        for left, right, voice in zip(edges, edges[1:], voices):
+            segments.append(SpeechSegment(float(left), float(right), names.setdefault(int(voice), f"voice{len(names)}")))
+    return segments
+
+
+def speech_frames(segments: list[SpeechSegment], num_frames: int, fps: float) -> Bool[np.ndarray, "num_frames"]:
+    """Whether anybody speaks at the centre of each frame."""
+    centres = (np.arange(num_frames) + 0.5) / fps
+    speaking = np.zeros(num_frames, bool)
+    for segment in segments:
+        speaking |= (centres >= segment.start) & (centres < segment.end)
+    return speaking
+
+
+def _package_file(package: str, name: str, command: str) -> Path:
+    """A data file of an installed package, without importing it."""
+    spec = importlib.util.find_spec(package)
+    path = Path(spec.origin).parent / name if spec and spec.origin else None
+    if path is None or not path.is_file():
+        raise DialogueError(
+            f"Finding out who speaks needs {package}'s model file, which is not installed: run '{command}', or bring the roles with --rttm."
+        )
+    return path
