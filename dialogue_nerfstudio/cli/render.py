@@ -1,0 +1,172 @@
+"""`ns-dialogue render`: a trained checkpoint becomes a conversation video with sound, driven by what the user names."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Optional
+
+from dialogue_nerfstudio.conversation.errors import DialogueError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dialogue_nerfstudio.conversation.conversation import Conversation
+    from dialogue_nerfstudio.output.driving import Driving
+
+
+@dataclass
+class Render:
+    """Render a conversation video, with sound, from a trained checkpoint.
+
+    Without more options the avatars do what they did in the recording. --motion makes them move as somebody else did,
+    --audio makes one of them say something new. Figures end up beside the video, as OUTPUT.json.
+    """
+
+    load_config: Path
+    """config.yml that ns-train wrote."""
+    output: Path = Path("render.mp4")
+    """Video to write, .mp4."""
+    motion: Optional[Path] = None
+    """Conversation folder, folder of motions, or motion file whose movements the avatars take over."""
+    motion_map: tuple[str, ...] = ()
+    """Who takes whose motion, AVATAR=OTHER each; by equal ids, else in order, if not given."""
+    audio: Optional[Path] = None
+    """New sound: what the speaker says in the video."""
+    speaker: Optional[str] = None
+    """Participant who speaks in --audio, throughout."""
+    rttm: Optional[Path] = None
+    """Who speaks when in --audio, as RTTM with the participants' ids as speakers."""
+    drive: Optional[Literal["role", "audio", "expression"]] = None
+    """What moves the faces: by role (audio for who speaks, expression for who listens), audio, or expression; as trained
+    if not given."""
+    participants: tuple[str, ...] = ()
+    """Who is in the picture, from left to right; everybody if not given."""
+    frames: Optional[str] = None
+    """Frames to render, START:STOP; all if not given."""
+    split: Literal["all", "train", "eval"] = "all"
+    """Frames of the recording to render: all, or one side of the train/eval split."""
+    resolution: Optional[int] = None
+    """Height of each person's picture, pixels; as trained if not given."""
+
+    def run(self) -> int:
+        from rich.console import Console
+
+        from dialogue_nerfstudio.cli.progress import StageProgress
+        from dialogue_nerfstudio.conversation.files import write_json
+
+        self._check_options()
+        with StageProgress() as progress:
+            summary = render_video(self, progress)
+        write_json(self.output.with_suffix(".json"), summary)
+        Console().print(
+            f"{self.output}: {summary['frames']} frames, {summary['seconds']:.2f} s, {summary['width']}x"
+            f"{summary['height']}, rendered at {summary['frames_per_second_rendered']:.1f} frames/s",
+            highlight=False,
+        )
+        return 0
+
+    def _check_options(self) -> None:
+        """What can be refused before anything slow is loaded."""
+        if self.output.suffix.lower() != ".mp4":
+            raise DialogueError(f"--output {self.output}: the video must be an .mp4 file; change its name.")
+        if self.audio is None and (self.speaker is not None or self.rttm is not None):
+            raise DialogueError("--speaker and --rttm say who speaks in new sound: add --audio, or leave them out.")
+        if self.motion is None and self.motion_map:
+            raise DialogueError("--motion-map says who takes whose motion: add --motion, or leave it out.")
+        if self.split != "all" and (self.motion is not None or self.audio is not None):
+            raise DialogueError(f"--split {self.split} is a part of the recording: use --frames with --motion or --audio.")
+        if self.resolution is not None and self.resolution < 2:
+            raise DialogueError(f"--resolution {self.resolution}: at least 2 pixels are needed.")
+        for path, option in ((self.load_config, "--load-config"), (self.audio, "--audio"), (self.rttm, "--rttm")):
+            if path is not None and not path.is_file():
+                raise DialogueError(f"{option} {path}: there is no such file.")
+
+
+def choose_driving(conversation: "Conversation", options: Render) -> "Driving":
+    """What the options say drives the avatars.
+
+    Raises:
+        DialogueError: if a motion, sound or RTTM file cannot be used; it is named.
+    """
+    from dialogue_nerfstudio.output.driving import (
+        choose_frames,
+        drive_by_audio,
+        drive_by_motion,
+        drive_by_recording,
+        load_other_motion,
+    )
+
+    driving = None
+    if options.motion is not None:
+        driving = drive_by_motion(conversation, load_other_motion(options.motion), options.motion_map)
+    if options.audio is not None:
+        driving = drive_by_audio(conversation, options.audio, options.speaker, options.rttm, driving)
+    if driving is None:
+        driving = drive_by_recording(conversation)
+    split = (conversation.train_frames, conversation.eval_frames)
+    return driving.take(choose_frames(driving.num_frames, options.frames, options.split, *split))
+
+
+def render_video(options: Render, progress: Any) -> dict[str, Any]:
+    """Load, drive, render and write; the summary that goes beside the video.
+
+    Raises:
+        DialogueError: if the checkpoint, a participant or what drives them cannot be used, or the disk is full.
+    """
+    from dialogue_nerfstudio.conversation.conversation import load_conversation
+    from dialogue_nerfstudio.nerf.load import load_pipeline_for_rendering
+    from dialogue_nerfstudio.output.video import write_conversation_video
+
+    progress("load", 0, 1)
+    config, pipeline = load_pipeline_for_rendering(options.load_config)
+    conversation = load_conversation(config.pipeline.datamanager.data)
+    participants = list(options.participants) or conversation.participant_ids
+    for participant_id in participants:
+        conversation.participant(participant_id)
+    driving = choose_driving(conversation, options)
+    progress("load", 1, 1)
+
+    start = time.perf_counter()
+    provenance = {
+        "method": config.method_name,
+        "checkpoint": str(config.load_checkpoint or config.get_checkpoint_dir()),
+        "checkpoint_step": config.load_step,
+        "participants": participants,
+        "sources": driving.sources,
+    }
+    summary = write_conversation_video(
+        options.output,
+        render_frames(pipeline, conversation, driving, participants, options, progress),
+        driving.fps,
+        driving.audio,
+        driving.sample_rate,
+        provenance,
+    )
+    elapsed = time.perf_counter() - start
+    return {
+        "output": str(options.output),
+        "frames": summary.num_frames,
+        "fps": summary.fps,
+        "seconds": summary.seconds,
+        "audio_seconds": summary.audio_seconds,
+        "width": summary.width,
+        "height": summary.height,
+        "render_seconds": elapsed,
+        "frames_per_second_rendered": summary.num_frames / elapsed,
+        "provenance": provenance,
+    }
+
+
+def render_frames(
+    pipeline: Any,
+    conversation: "Conversation",
+    driving: "Driving",
+    participants: list[str],
+    options: Render,
+    progress: Any,
+) -> "Iterator[np.ndarray]":
+    """The frames of a render, uint8 [H, W, 3], one at a time, participants side by side."""
+    from dialogue_nerfstudio.output.layout import side_by_side
+
+    raise NotImplementedError
