@@ -1,0 +1,102 @@
+"""Train and measure avatars from Python, through nerfstudio's own trainer and in this process; the demo's middle."""
+
+import copy
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+METHOD = "dialogue-nerf"
+
+
+def train_avatars(
+    data: Path,
+    output_dir: Path,
+    iterations: int,
+    seed: int,
+    resolution: Optional[int] = None,
+    progress: Optional[Callable[[str, float, float], None]] = None,
+) -> Path:
+    """What `ns-train dialogue-nerf --data DATA` does, without a viewer.
+
+    Args:
+        data: a conversation folder.
+        output_dir: nerfstudio's; the run ends up in output_dir/NAME/dialogue-nerf/run.
+        iterations: how many.
+        seed: of everything random.
+        resolution: height of the pictures to train on, pixels; the method's own default if None.
+        progress: called as progress("train", iterations done, iterations).
+
+    Returns:
+        The config.yml that nerfstudio's other commands take as --load-config.
+    """
+    from nerfstudio.configs.base_config import LocalWriterConfig
+    from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
+    from nerfstudio.scripts.train import _set_random_seed
+    from nerfstudio.utils import writer
+
+    from dialogue_nerfstudio.nerf.config import dialogue_nerf
+
+    config = copy.deepcopy(dialogue_nerf.config)
+    config.output_dir = output_dir
+    config.timestamp = "run"
+    config.data = data
+    config.pipeline.datamanager.data = data
+    config.pipeline.datamanager.dataparser.resolution = resolution
+    config.max_num_iterations = iterations
+    config.steps_per_save = iterations
+    config.machine.seed = seed
+    config.vis = "tensorboard"
+    config.logging.local_writer = LocalWriterConfig(enable=False)
+    config.logging.profiler = "none"
+    # The demo measures all held-out frames afterwards.
+    config.steps_per_eval_batch = config.steps_per_eval_image = config.steps_per_eval_all_images = iterations + 1
+    config.save_config()
+
+    _set_random_seed(seed)
+    # nerfstudio's event writers are global, and a second training in one process would write to the first one's files.
+    writer.EVENT_WRITERS.clear()
+    trainer = config.setup(local_rank=0, world_size=1)
+    trainer.setup()
+    if progress is not None:
+        trainer.callbacks.append(
+            TrainingCallback(
+                where_to_run=[TrainingCallbackLocation.AFTER_TRAIN_ITERATION],
+                update_every_num_iters=1,
+                func=lambda step: progress("train", step + 1, iterations),
+            )
+        )
+    trainer.train()
+    return config.get_base_dir() / "config.yml"
+
+
+def measure_held_out(
+    pipeline: Any, participant_ids: list[str], progress: Optional[Callable[[str, float, float], None]] = None
+) -> dict[str, dict[str, float]]:
+    """Each participant's mean image metrics over the held-out frames, by the numbers that `ns-eval` averages.
+
+    Args:
+        pipeline: a loaded pipeline.
+        participant_ids: in the order of the checkpoint.
+        progress: called as progress("measure", frames done, frames).
+
+    Returns:
+        participant id → metric → mean.
+    """
+    import numpy as np
+    import torch
+
+    metrics: dict[str, list[dict[str, float]]] = {participant_id: [] for participant_id in participant_ids}
+    loader = pipeline.datamanager.fixed_indices_eval_dataloader
+    pipeline.eval()
+    with torch.no_grad():
+        for index, (camera, batch) in enumerate(loader):
+            outputs = pipeline.model.get_outputs_for_camera(camera=camera)
+            values, _ = pipeline.model.get_image_metrics_and_images(outputs, batch)
+            participant_id = participant_ids[int(camera.metadata["participant"].reshape(-1)[0])]
+            metrics[participant_id].append({name: float(value) for name, value in values.items()})
+            if progress is not None:
+                progress("measure", index + 1, len(loader))
+    return {
+        participant_id: {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        for participant_id, rows in metrics.items()
+        if rows
+    }
