@@ -26,8 +26,8 @@ def test_every_option_explains_itself(cli, command):
     assert result.code == 0
     for option in dataclasses.fields(getattr(main_module, command.capitalize())):
         name = option.name.removeprefix("as_").replace("_", "-")
-        start = re.search(rf"│ --{name}(?![-\w])", result.stdout) or re.search("positional arguments", result.stdout)
-        block = result.stdout[start.end() :].partition("│ --")[0]
+        start = re.search(rf"[|│] --{name}(?![-\w])", result.stdout) or re.search("positional arguments", result.stdout)
+        block = result.stdout[start.end() :].replace("│", "|").partition("| --")[0]
         assert len(re.findall(r"[a-z]{2,}", block)) >= 3, f"--{name} has no explanation"
 
 
