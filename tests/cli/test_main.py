@@ -26,8 +26,9 @@ def test_every_option_explains_itself(cli, command):
     assert result.code == 0
     for option in dataclasses.fields(getattr(main_module, command.capitalize())):
         name = option.name.removeprefix("as_").replace("_", "-")
-        start = re.search(rf"[|│] --{name}(?![-\w])", result.stdout) or re.search("positional arguments", result.stdout)
-        block = result.stdout[start.end() :].replace("│", "|").partition("| --")[0]
+        start = re.search(rf"^\W*--{name}(?![-\w])", result.stdout, re.MULTILINE)
+        start = start or re.search("positional arguments", result.stdout)
+        block = re.split(r"\n\W*--", result.stdout[start.end() :])[0]
         assert len(re.findall(r"[a-z]{2,}", block)) >= 3, f"--{name} has no explanation"
 
 
