@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 if TYPE_CHECKING:
     from dialogue_nerfstudio.cli.progress import StageProgress
+    from dialogue_nerfstudio.conversation.conversation import Conversation
 
 
 @dataclass
@@ -93,3 +94,127 @@ def run_demo(options: Demo, progress: "StageProgress") -> dict[str, Any]:
     }
     write_json(folder / "summary.json", summary)
     return summary
+
+
+def _simulate(folder: Path, seconds: float, size: int, seed: int, progress: "StageProgress") -> None:
+    from dialogue_nerfstudio.conversation.simulate import SimulationConfig, simulate_conversation
+
+    config = SimulationConfig(seconds=seconds, size=size, num_people=2, seed=seed)
+    simulate_conversation(config, folder, progress=progress)
+
+
+def _process(simulated: Path, conversation: Path, options: Demo, progress: "StageProgress") -> None:
+    from dialogue_nerfstudio.process.pipeline import ProcessConfig, process_video
+
+    config = ProcessConfig(num_people=2, size=options.size)
+    process_video([simulated / "video.mp4"], conversation, config, progress=progress)
+
+
+def _compare_tracking(tracked_root: Path, truth_root: Path) -> dict[str, Any]:
+    """How far what `process` found is from what the simulation knows."""
+    from dialogue_nerfstudio.conversation.conversation import load_conversation
+    from dialogue_nerfstudio.metrics.tracking import blink_score, role_accuracy, rotation_error_degrees
+
+    tracked, truth = load_conversation(tracked_root), load_conversation(truth_root)
+    num_frames = min(tracked.num_frames, truth.num_frames)
+    order = _match_people(tracked, truth, num_frames)
+    figures: dict[str, Any] = {"participants": {}}
+    for person, column in zip(tracked.participants, order):
+        found = person.motion.slice(0, num_frames)
+        true = truth.participants[column].motion.slice(0, num_frames)
+        rotations = found.head_pose[:, :3], true.head_pose[:, :3]
+        blinks = blink_score(found.blink, true.blink, tracked.fps)
+        figures["participants"][person.id] = {
+            "true_participant": truth.participants[column].id,
+            "head_rotation_degrees": float(rotation_error_degrees(*rotations).mean()),
+            "head_rotation_degrees_offset_removed": float(rotation_error_degrees(*rotations, remove_offset=True).mean()),
+            "blink_f1": blinks.f1,
+            "blinks_found": blinks.predicted,
+            "blinks_true": blinks.true,
+        }
+    accuracy = role_accuracy(tracked.speaking[:num_frames], truth.speaking[:num_frames, order])
+    return {**figures, "role_accuracy_per_frame": accuracy["per_frame"], "role_accuracy_per_role": accuracy["per_role"]}
+
+
+def _match_people(tracked: "Conversation", truth: "Conversation", num_frames: int) -> list[int]:
+    """For each tracked participant the row of the true one whose head turns most alike."""
+    import numpy as np
+    from scipy.optimize import linear_sum_assignment
+
+    from dialogue_nerfstudio.metrics.tracking import rotation_error_degrees
+
+    cost = np.array(
+        [
+            [
+                rotation_error_degrees(
+                    found.motion.head_pose[:num_frames, :3], true.motion.head_pose[:num_frames, :3], remove_offset=True
+                ).mean()
+                for true in truth.participants
+            ]
+            for found in tracked.participants
+        ]
+    )
+    return linear_sum_assignment(cost)[1].tolist()
+
+
+def _train(conversation: Path, output_dir: Path, options: Demo, progress: "StageProgress") -> None:
+    from dialogue_nerfstudio.cli.training import train_avatars
+
+    train_avatars(conversation, output_dir, options.iterations, options.seed, options.resolution, progress)
+
+
+def _measure(config_path: Path, comparison: Path, progress: "StageProgress") -> dict[str, dict[str, float]]:
+    """Metrics of all held-out frames, and a picture of a few of them beside what was rendered."""
+    from PIL import Image
+
+    from dialogue_nerfstudio.cli.training import compare_held_out, measure_held_out
+    from dialogue_nerfstudio.conversation.files import atomic_path
+    from dialogue_nerfstudio.nerf.load import load_pipeline_for_rendering
+    from dialogue_nerfstudio.output.layout import contact_sheet
+
+    _, pipeline = load_pipeline_for_rendering(config_path)
+    metrics = measure_held_out(pipeline, progress)
+    rows = compare_held_out(pipeline, count=6)
+    with atomic_path(comparison) as temporary:
+        Image.fromarray(contact_sheet(rows, height=rows[0][0].shape[0])).save(temporary)
+    return metrics
+
+
+def _render(config_path: Path, script: Path, video: Path, progress: "StageProgress") -> dict[str, Any]:
+    """The avatars act what was said and done in another conversation."""
+    from dialogue_nerfstudio.cli.render import Render, render_video
+    from dialogue_nerfstudio.conversation.files import write_json
+
+    summary = render_video(Render(load_config=config_path, output=video, motion=script), progress)
+    write_json(video.with_suffix(".json"), summary)
+    return summary
+
+
+def _print_summary(console: Any, summary: dict[str, Any], output: Path) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("participant", "PSNR (dB)", "SSIM"):
+        table.add_column(title)
+    for participant_id, metrics in summary["participants"].items():
+        table.add_row(participant_id, f"{metrics['psnr']:.2f}", f"{metrics['ssim']:.4f}")
+    console.print(table)
+    tracking = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("tracked against true", "head rotation (°)", "offset removed (°)", "blink F1"):
+        tracking.add_column(title)
+    for participant_id, figures in summary["tracking"]["participants"].items():
+        tracking.add_row(
+            participant_id,
+            f"{figures['head_rotation_degrees']:.2f}",
+            f"{figures['head_rotation_degrees_offset_removed']:.2f}",
+            f"{figures['blink_f1']:.2f}",
+        )
+    console.print(tracking)
+    console.print(f"Roles right in {summary['tracking']['role_accuracy_per_frame']:.1%} of the frames.")
+    console.print(
+        f"Held-out frames above. New conversation: {summary['video']}; held-out frames beside the rendered ones: "
+        f"{summary['comparison']}; all figures: {output / 'summary.json'} ({summary['seconds']['total']:.0f} s).\n"
+        f"  ns-viewer --load-config {summary['config']}",
+        highlight=False,
+        soft_wrap=True,
+    )

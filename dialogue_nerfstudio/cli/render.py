@@ -10,8 +10,9 @@ from dialogue_nerfstudio.conversation.errors import DialogueError
 
 if TYPE_CHECKING:
     import numpy as np
+    from nerfstudio.cameras.cameras import Cameras
 
-    from dialogue_nerfstudio.conversation.conversation import Conversation
+    from dialogue_nerfstudio.conversation.conversation import Camera, Conversation
     from dialogue_nerfstudio.output.driving import Driving
 
 
@@ -167,6 +168,34 @@ def render_frames(
     progress: Any,
 ) -> "Iterator[np.ndarray]":
     """The frames of a render, uint8 [H, W, 3], one at a time, participants side by side."""
+    from dialogue_nerfstudio.cli.training import to_picture
     from dialogue_nerfstudio.output.layout import side_by_side
 
-    raise NotImplementedError
+    model = pipeline.model
+    model.eval()
+    model.set_signals(model.signals.with_motion(driving.motions).with_audio(driving.mel, driving.speaking))
+    people = [(model.participant_ids.index(name), conversation.participant(name).camera) for name in participants]
+    height = options.resolution or pipeline.datamanager.dataparser.training_size(people[0][1])[0]
+    cameras = [(row, nerfstudio_camera(camera, height).to(model.device)) for row, camera in people]
+    for frame in range(driving.num_frames):
+        pictures = [model.render_frame(camera, frame, row, options.drive)["rgb"] for row, camera in cameras]
+        yield side_by_side([to_picture(picture) for picture in pictures])
+        progress("render", frame + 1, driving.num_frames)
+
+
+def nerfstudio_camera(camera: "Camera", height: int) -> "Cameras":
+    """The camera that recorded a participant, as nerfstudio's, for pictures of `height` rows."""
+    import torch
+    from nerfstudio.cameras.cameras import Cameras
+
+    scale = height / camera.height
+    width = max(1, round(camera.width * scale))
+    return Cameras(
+        camera_to_worlds=torch.tensor(camera.camera_to_person, dtype=torch.float32)[None],
+        fx=camera.focal * width / camera.width,
+        fy=camera.focal * scale,
+        cx=camera.cx * width / camera.width,
+        cy=camera.cy * scale,
+        width=width,
+        height=height,
+    )

@@ -1,10 +1,15 @@
 """Train and measure avatars from Python, through nerfstudio's own trainer and in this process; the demo's middle."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
-METHOD = "dialogue-nerf"
+import numpy as np
+from jaxtyping import UInt8
+
+Progress = Callable[[str, float, float], None]
+"""Called with a stage, how much of it is done, and how much there is."""
 
 
 def train_avatars(
@@ -13,7 +18,7 @@ def train_avatars(
     iterations: int,
     seed: int,
     resolution: Optional[int] = None,
-    progress: Optional[Callable[[str, float, float], None]] = None,
+    progress: Optional[Progress] = None,
 ) -> Path:
     """What `ns-train dialogue-nerf --data DATA` does, without a viewer.
 
@@ -68,35 +73,59 @@ def train_avatars(
     return config.get_base_dir() / "config.yml"
 
 
-def measure_held_out(
-    pipeline: Any, participant_ids: list[str], progress: Optional[Callable[[str, float, float], None]] = None
-) -> dict[str, dict[str, float]]:
+def measure_held_out(pipeline: Any, progress: Optional[Progress] = None) -> dict[str, dict[str, float]]:
     """Each participant's mean image metrics over the held-out frames, by the numbers that `ns-eval` averages.
 
     Args:
         pipeline: a loaded pipeline.
-        participant_ids: in the order of the checkpoint.
         progress: called as progress("measure", frames done, frames).
 
     Returns:
-        participant id → metric → mean.
+        participant id → metric → mean, and "frames".
     """
-    import numpy as np
     import torch
 
-    metrics: dict[str, list[dict[str, float]]] = {participant_id: [] for participant_id in participant_ids}
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in pipeline.model.participant_ids}
     loader = pipeline.datamanager.fixed_indices_eval_dataloader
-    pipeline.eval()
     with torch.no_grad():
         for index, (camera, batch) in enumerate(loader):
             outputs = pipeline.model.get_outputs_for_camera(camera=camera)
             values, _ = pipeline.model.get_image_metrics_and_images(outputs, batch)
-            participant_id = participant_ids[int(camera.metadata["participant"].reshape(-1)[0])]
-            metrics[participant_id].append({name: float(value) for name, value in values.items()})
+            rows[_participant(pipeline, camera)].append({name: float(value) for name, value in values.items()})
             if progress is not None:
                 progress("measure", index + 1, len(loader))
     return {
-        participant_id: {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-        for participant_id, rows in metrics.items()
-        if rows
+        name: {"frames": len(of_one), **{key: float(np.mean([row[key] for row in of_one])) for key in of_one[0]}}
+        for name, of_one in rows.items()
+        if of_one
     }
+
+
+def compare_held_out(pipeline: Any, count: int) -> list[list[UInt8[np.ndarray, "h w 3"]]]:
+    """Held-out frames of every participant, evenly spread: a row as recorded, below it the row as rendered."""
+    import torch
+
+    loader = pipeline.datamanager.fixed_indices_eval_dataloader
+    shown = loader.cameras.metadata["participant"].reshape(-1).cpu().numpy()
+    rows = []
+    for participant in range(len(pipeline.model.participant_ids)):
+        indices = np.flatnonzero(shown == participant)
+        chosen = indices[np.linspace(0, len(indices) - 1, min(count, len(indices))).round().astype(int)]
+        recorded, rendered = [], []
+        for index in chosen:
+            camera, batch = loader.get_camera(int(index))
+            with torch.no_grad():
+                outputs = pipeline.model.get_outputs_for_camera(camera=camera)
+            recorded.append(to_picture(batch["image"]))
+            rendered.append(to_picture(outputs["rgb"]))
+        rows += [recorded, rendered]
+    return rows
+
+
+def to_picture(image: Any) -> UInt8[np.ndarray, "h w 3"]:
+    """A float tensor [H, W, 3] in 0 … 1 as bytes, rounded."""
+    return (image.detach().cpu().clamp(0, 1) * 255).round().byte().numpy()
+
+
+def _participant(pipeline: Any, camera: Any) -> str:
+    return pipeline.model.participant_ids[int(camera.metadata["participant"].reshape(-1)[0])]
