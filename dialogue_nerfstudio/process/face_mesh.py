@@ -1,0 +1,148 @@
+"""The one place that knows MediaPipe: face detection, face mesh and selfie segmentation, loaded when first used.
+
+Conventions. Pictures are uint8 RGB `[H, W, 3]`. Pixel coordinates are continuous, x to the right and y down, with the centre of the top left pixel at
+(0.5, 0.5). The mesh has 478 landmarks: 468 of the canonical face mesh and five for each iris.
+"""
+
+import importlib
+import os
+import sys
+import tempfile
+from contextlib import contextmanager
+from typing import Any, Iterator, Optional, Tuple
+
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+
+from dialogue_nerfstudio.conversation.errors import DialogueError
+
+NUM_LANDMARKS = 478
+
+INSTALL_COMMAND = "pip install --no-deps mediapipe==0.10.9"
+
+
+def require_mediapipe() -> Any:
+    """The module `mediapipe.solutions`.
+
+    Raises:
+        DialogueError: MediaPipe is not installed, or this Python has no wheel of the version that carries its models.
+    """
+    if sys.version_info >= (3, 12):
+        raise DialogueError(
+            f"Processing a video needs mediapipe 0.10.9, which exists for Python 3.10 and 3.11 only, and this is Python {sys.version_info[0]}."
+            f"{sys.version_info[1]}: process it with Python 3.11 ({INSTALL_COMMAND}); everything else works here on the folder it writes."
+        )
+    # MediaPipe's graphs log through glog and TensorFlow Lite; both read these before they first speak.
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        with quiet_stderr():
+            return importlib.import_module("mediapipe.python.solutions")
+    except ImportError as error:
+        raise DialogueError(
+            f"Processing a video needs mediapipe, which cannot be imported here ({error}): install it with `{INSTALL_COMMAND}`."
+        ) from error
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Holds back what C++ code prints to the process's standard error, and prints it after all if the block fails.
+
+    TensorFlow Lite announces its CPU delegate for every graph with no switch to turn that off.
+    """
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.dup2(saved, 2)
+            held.seek(0)
+            os.write(2, held.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+class _Solution:
+    """A MediaPipe graph as a context manager, silent while it starts."""
+
+    def __init__(self, module: str, name: str, **options: Any):
+        solutions = require_mediapipe()
+        with quiet_stderr():
+            self._graph = getattr(importlib.import_module(f"{solutions.__name__}.{module}"), name)(**options)
+            # A graph loads its models with its first picture, in threads of its own: an empty one makes it speak now.
+            self._graph.process(np.zeros((64, 64, 3), np.uint8))
+
+    def _process(self, image: UInt8[np.ndarray, "height width 3"]) -> Any:
+        return self._graph.process(np.ascontiguousarray(image))
+
+    def close(self) -> None:
+        self._graph.close()
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class FaceDetector(_Solution):
+    """Face boxes in one square picture (BlazeFace, the full-range model)."""
+
+    def __init__(self, min_confidence: float = 0.5):
+        super().__init__("face_detection", "FaceDetection", model_selection=1, min_detection_confidence=min_confidence)
+
+    def __call__(self, image: UInt8[np.ndarray, "height width 3"]) -> Float[np.ndarray, "num_faces 5"]:
+        """Boxes (x0, y0, x1, y1) in pixels and the score of each."""
+        height, width = image.shape[:2]
+        rows = []
+        for detection in self._process(image).detections or ():
+            box = detection.location_data.relative_bounding_box
+            rows.append(
+                (
+                    box.xmin * width,
+                    box.ymin * height,
+                    (box.xmin + box.width) * width,
+                    (box.ymin + box.height) * height,
+                    detection.score[0],
+                )
+            )
+        return np.array(rows, dtype=float).reshape(-1, 5)
+
+
+class FaceMesher(_Solution):
+    """The mesh of the one face in a crop, tracked from call to call."""
+
+    def __init__(self, min_confidence: float = 0.5):
+        super().__init__(
+            "face_mesh",
+            "FaceMesh",
+            max_num_faces=1,
+            refine_landmarks=True,
+            min_detection_confidence=min_confidence,
+            min_tracking_confidence=min_confidence,
+        )
+
+    def __call__(
+        self, image: UInt8[np.ndarray, "height width 3"]
+    ) -> Optional[Tuple[Float32[np.ndarray, "478 2"], Float32[np.ndarray, " 478"]]]:
+        """Landmarks in pixels and their own depth (pixels, larger is nearer to the camera); None without a face."""
+        faces = self._process(image).multi_face_landmarks
+        if not faces:
+            return None
+        height, width = image.shape[:2]
+        points = np.array([(p.x, p.y, p.z) for p in faces[0].landmark], dtype=np.float32)
+        return points[:, :2] * np.array([width, height], np.float32), -points[:, 2] * width
+
+
+class PersonSegmenter(_Solution):
+    """The probability of "person" per pixel (selfie segmentation, the square model 0, steadier than model 1)."""
+
+    def __init__(self) -> None:
+        super().__init__("selfie_segmentation", "SelfieSegmentation", model_selection=0)
+
+    def __call__(self, image: UInt8[np.ndarray, "height width 3"]) -> Float32[np.ndarray, "height width"]:
+        return np.asarray(self._process(image).segmentation_mask, dtype=np.float32)

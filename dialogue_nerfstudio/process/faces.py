@@ -1,0 +1,328 @@
+"""Finds the people of a video and cuts one fixed square crop for each, clamped to the panel they sit in.
+
+Conventions. Boxes and crops are (x0, y0, x1, y1) in pixels of the upright source picture, x to the right, y down; a crop's numbers are whole. A *panel* is the
+part of the picture one camera fills: a conference video has several, side by side or on a black canvas.
+"""
+
+from dataclasses import dataclass
+from typing import Callable, Iterator, List, Optional, Sequence, Tuple
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from dialogue_nerfstudio.conversation.errors import DialogueError
+from dialogue_nerfstudio.conversation.video import VideoWriter
+from dialogue_nerfstudio.process.decode import SourceVideo
+from dialogue_nerfstudio.process.face_mesh import FaceDetector
+
+DETECTION_STEP = 5
+"""Faces are looked for in every this many frames."""
+
+DETECTION_HEIGHT = 540
+"""Pictures are shrunk to this height before they are looked at: faces of 30 px there are found."""
+
+BLACK = 20
+"""Brightest value of a canvas pixel."""
+
+CROP_HALF_SIZE = 1.5
+"""Half of a crop's side in face boxes: shows hair, shoulders and the upper chest."""
+
+CROP_ABOVE = 1.3
+"""How much of it lies above the face box's middle, in face boxes."""
+
+
+@dataclass
+class FaceTrack:
+    """One face over time."""
+
+    frames: List[int]
+    boxes: List[Float[np.ndarray, " 4"]]
+    scores: List[float]
+
+    @property
+    def box(self) -> Float[np.ndarray, " 4"]:
+        """The median box."""
+        return np.median(self.boxes, axis=0)
+
+    @property
+    def size(self) -> float:
+        """Mean of width and height of the median box, pixels."""
+        return box_size(self.box)
+
+    @property
+    def center(self) -> Float[np.ndarray, " 2"]:
+        return (self.box[:2] + self.box[2:]) / 2
+
+
+def box_size(box: Float[np.ndarray, "*n 4"]) -> Float[np.ndarray, "*n"]:
+    """Mean of width and height."""
+    return ((box[..., 2] - box[..., 0]) + (box[..., 3] - box[..., 1])) / 2
+
+
+def overlapping_tiles(width: int, height: int, count: int = 3) -> Int[np.ndarray, "num_tiles 4"]:
+    """The whole picture and, where it is not nearly square, `count` overlapping squares along its longer side.
+
+    The detector sees 192×192 pixels, so that a face of a wide picture is small in it and two faces hide each other less in squares.
+    """
+    whole = [(0, 0, width, height)]
+    side = min(width, height)
+    if max(width, height) < 1.2 * side:
+        return np.array(whole)
+    starts = np.round(np.linspace(0, max(width, height) - side, count)).astype(int)
+    tiles = [(s, 0, s + side, side) if width > height else (0, s, side, s + side) for s in starts]
+    return np.array(whole + tiles)
+
+
+def detect_faces(
+    image: UInt8[np.ndarray, "height width 3"], detector: Callable[[np.ndarray], Float[np.ndarray, "n 5"]]
+) -> Float[np.ndarray, "num_faces 5"]:
+    """Faces found in any tile, each once: boxes in pixels of `image` and scores."""
+    height, width = image.shape[:2]
+    found = [np.zeros((0, 5))]
+    for x0, y0, x1, y1 in overlapping_tiles(width, height):
+        boxes = detector(image[y0:y1, x0:x1])
+        # A face cut by a tile's inner edge is whole in the neighbouring tile.
+        cut = ((boxes[:, 0] < 0) & (x0 > 0)) | ((boxes[:, 2] > x1 - x0) & (x1 < width))
+        cut |= ((boxes[:, 1] < 0) & (y0 > 0)) | ((boxes[:, 3] > y1 - y0) & (y1 < height))
+        found.append(boxes[~cut] + np.array([x0, y0, x0, y0, 0]))
+    return suppress_duplicates(np.concatenate(found))
+
+
+def suppress_duplicates(faces: Float[np.ndarray, "n 5"]) -> Float[np.ndarray, "m 5"]:
+    """Keeps the surest of boxes whose middles lie within half a box of each other."""
+    kept: List[np.ndarray] = []
+    for face in faces[np.argsort(-faces[:, 4])]:
+        middle = (face[:2] + face[2:4]) / 2
+        if all(
+            np.linalg.norm(middle - (k[:2] + k[2:4]) / 2) > 0.5 * max(box_size(face[:4]), box_size(k[:4])) for k in kept
+        ):
+            kept.append(face)
+    return np.array(kept).reshape(-1, 5)
+
+
+def associate(detections: Sequence[Tuple[int, Float[np.ndarray, "n 5"]]]) -> List[FaceTrack]:
+    """Links detections to tracks by position: a face moves less than one box between looks, and people do not swap seats.
+
+    Args:
+        detections: (frame, faces) in order of time.
+    """
+    tracks: List[FaceTrack] = []
+    for frame, faces in detections:
+        pairs = sorted(
+            (np.linalg.norm(_middle(track.boxes[-1]) - _middle(face)) / box_size(track.boxes[-1]), i, j)
+            for i, track in enumerate(tracks)
+            for j, face in enumerate(faces)
+        )
+        used_tracks, used_faces = set(), set()
+        for distance, i, j in pairs:
+            similar = 0.6 < box_size(faces[j][:4]) / box_size(tracks[i].boxes[-1]) < 1.7
+            if distance < 1.0 and similar and i not in used_tracks and j not in used_faces:
+                tracks[i].frames.append(frame)
+                tracks[i].boxes.append(faces[j][:4])
+                tracks[i].scores.append(float(faces[j][4]))
+                used_tracks.add(i)
+                used_faces.add(j)
+        tracks += [
+            FaceTrack([frame], [face[:4]], [float(face[4])]) for j, face in enumerate(faces) if j not in used_faces
+        ]
+    return tracks
+
+
+def _middle(box: Float[np.ndarray, "*n"]) -> Float[np.ndarray, " 2"]:
+    return (box[:2] + box[2:4]) / 2
+
+
+def choose_people(
+    tracks: Sequence[FaceTrack], num_looks: int, num_people: Optional[int], where: str, steady: float = 0.5
+) -> List[FaceTrack]:
+    """The largest steady tracks, from left to right.
+
+    Args:
+        tracks: what `associate` found.
+        num_looks: in how many frames faces were looked for.
+        num_people: how many to return; None takes every steady face at least 0.6 times the size of the largest, which leaves out insets and pictures on the
+            wall.
+        where: the video, for the messages.
+        steady: the part of the looks in which a person's face must have been found.
+
+    Raises:
+        DialogueError: there are too few.
+    """
+    people = sorted((t for t in tracks if len(t.frames) >= steady * num_looks), key=lambda t: -t.size)
+    if not people:
+        seen = max((len(t.frames) for t in tracks), default=0)
+        detail = f"the best was seen in {seen} of {num_looks} looks" if seen else "none was seen at all"
+        raise DialogueError(f"{where} shows no face for most of its length ({detail}): give a video that shows the people's faces.")
+    if num_people is None:
+        people = [t for t in people if t.size >= 0.6 * people[0].size]
+    elif len(people) < num_people:
+        raise DialogueError(
+            f"{where} shows {len(people)} face(s) for most of its length, and {num_people} people were asked for: give the right number of people or "
+            "another video."
+        )
+    return sorted(people[:num_people], key=lambda t: t.center[0])
+
+
+class PanelFinder:
+    """Gathers what a static layout shows over some frames: black canvas, and straight borders that never move.
+
+    Borders are edges one pixel wide that run the whole height of a panel; a door frame or a shelf in a room is blurrier or interrupted by the person.
+    """
+
+    def __init__(self, height: int, width: int):
+        self._brightest = np.zeros((height, width), np.uint8)
+        self._step_x: List[np.ndarray] = []
+
+    def add(self, image: UInt8[np.ndarray, "height width 3"]) -> None:
+        np.maximum(self._brightest, image.max(axis=2), out=self._brightest)
+        gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.int16)
+        if len(self._step_x) < 12:
+            self._step_x.append(np.abs(np.diff(gray, axis=1)).astype(np.uint8))
+
+    @property
+    def canvas(self) -> Bool[np.ndarray, "height width"]:
+        """Pixels that were black in every frame."""
+        return self._brightest <= BLACK
+
+    def panel(
+        self, box: Float[np.ndarray, " 4"], others: Sequence[Float[np.ndarray, " 4"]]
+    ) -> Int[np.ndarray, " 4"]:
+        """The panel around a face box, given the other faces' boxes.
+
+        From the face outwards the panel ends where a row or column is canvas, at a static border, or half way to another face.
+        """
+        height, width = self._brightest.shape
+        x, y = np.clip(_middle(box), 0, (width - 1, height - 1)).astype(int)
+        size = box_size(box)
+        rows = slice(max(int(y - size / 2), 0), max(int(y + size / 2), 1))
+        x0, x1 = _run_around(self.canvas[rows].mean(axis=0) < 0.9, x)
+        y0, y1 = _run_around(self.canvas[:, x0:x1].mean(axis=1) < 0.9, y)
+        for other in others:
+            middle = _middle(other)
+            if not y0 - size < middle[1] < y1 + size or not x0 <= middle[0] < x1:
+                continue
+            lo, hi = sorted((middle[0], float(x)))
+            border = self._border_between(int(lo), int(hi), y0, y1)
+            border = int((lo + hi) / 2) if border is None else border
+            x0, x1 = (max(x0, border), x1) if middle[0] < x else (x0, min(x1, border))
+        return np.array([x0, y0, x1, y1])
+
+    def _border_between(self, lo: int, hi: int, y0: int, y1: int) -> Optional[int]:
+        """The column at which a static edge runs through most rows of y0 … y1, if there is one in (lo, hi)."""
+        steps = np.median(np.stack([s[y0:y1, lo:hi] for s in self._step_x]), axis=0)
+        if steps.shape[1] < 3:
+            return None
+        beside = np.maximum(np.roll(steps, 2, axis=1), np.roll(steps, -2, axis=1))
+        sharp = ((steps > 10) & (steps > 2 * beside)).mean(axis=0)
+        sharp[[0, 1, -1, -2]] = 0
+        best = int(np.argmax(sharp))
+        return lo + best + 1 if sharp[best] > 0.6 else None
+
+
+def _run_around(keep: Bool[np.ndarray, " n"], index: int) -> Tuple[int, int]:
+    """Start and stop of the run of True around `index` (the nearest one where `index` itself is False)."""
+    if not keep.any():
+        return 0, len(keep)
+    if not keep[index]:
+        index = int(np.flatnonzero(keep)[np.argmin(np.abs(np.flatnonzero(keep) - index))])
+    outside = np.flatnonzero(~keep)
+    before, after = outside[outside < index], outside[outside > index]
+    return (int(before[-1]) + 1 if len(before) else 0), (int(after[0]) if len(after) else len(keep))
+
+
+def square_crop(box: Float[np.ndarray, " 4"], panel: Int[np.ndarray, " 4"]) -> Int[np.ndarray, " 4"]:
+    """The square that shows a face with hair and shoulders, moved and if need be shrunk to lie in its panel.
+
+    Where the wanted square nearly fills the panel, it is the panel's largest square. The side is even.
+    """
+    panel = np.asarray(panel)
+    x0, y0, x1, y1 = panel
+    size, (x, y) = box_size(box), _middle(box)
+    largest = min(x1 - x0, y1 - y0)
+    side = 2 * CROP_HALF_SIZE * size
+    side = int(largest if side > 0.85 * largest else side) // 2 * 2
+    left = int(np.clip(round(x - side / 2), x0, x1 - side))
+    top = int(np.clip(round(y - CROP_ABOVE / (2 * CROP_HALF_SIZE) * side), y0, y1 - side))
+    return np.array([left, top, left + side, top + side])
+
+
+@dataclass
+class FoundPerson:
+    """Where one person is in one source video."""
+
+    face_box: Float[np.ndarray, " 4"]
+    panel: Int[np.ndarray, " 4"]
+    crop: Int[np.ndarray, " 4"]
+    looks_found: float
+    """Part of the looks in which the detector saw the face."""
+
+
+def find_people(
+    source: SourceVideo, num_people: Optional[int], progress: Callable[[float], None] = lambda fraction: None
+) -> List[FoundPerson]:
+    """Detects, associates, chooses and crops; reads the video once.
+
+    Raises:
+        DialogueError: no face, or fewer than asked for.
+    """
+    scale = min(1.0, DETECTION_HEIGHT / min(source.height, source.width))
+    finder = PanelFinder(source.height, source.width)
+    detections, looks = [], list(range(0, source.num_frames, DETECTION_STEP))
+    with FaceDetector() as detector:
+        for frame, image in zip(looks, source.frames(step=DETECTION_STEP)):
+            if (frame // DETECTION_STEP) % max(len(looks) // 12, 1) == 0:
+                finder.add(image)
+            small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
+            faces = detect_faces(small, detector)
+            faces[:, :4] /= scale
+            detections.append((frame, faces))
+            progress((frame + 1) / source.num_frames)
+    tracks = choose_people(associate(detections), len(looks), num_people, str(source.path))
+    people = []
+    for track in tracks:
+        panel = finder.panel(track.box, [other.box for other in tracks if other is not track])
+        people.append(FoundPerson(track.box, panel, square_crop(track.box, panel), len(track.frames) / len(looks)))
+    return people
+
+
+def crop_size(crop: Int[np.ndarray, " 4"], size: Optional[int], largest: int = 512) -> int:
+    """Side of the written crop in pixels: `size`, or the native one up to `largest`; always even."""
+    native = int(crop[2] - crop[0])
+    return (size if size is not None else min(native, largest)) // 2 * 2
+
+
+def write_crops(
+    source: SourceVideo,
+    crops: Sequence[Int[np.ndarray, " 4"]],
+    sizes: Sequence[int],
+    writers: Sequence[VideoWriter],
+    num_frames: int,
+    progress: Callable[[float], None] = lambda fraction: None,
+) -> None:
+    """Cuts every person's crop from one pass over the source.
+
+    Raises:
+        DialogueError: the source is damaged, or the disk is full.
+    """
+    for index, image in enumerate(source.frames(stop=num_frames)):
+        for (x0, y0, x1, y1), size, writer in zip(crops, sizes, writers):
+            piece = image[y0:y1, x0:x1]
+            if size != piece.shape[0]:
+                # Area averaging shrinks without aliasing, Lanczos enlarges sharply.
+                method = cv2.INTER_AREA if size < piece.shape[0] else cv2.INTER_LANCZOS4
+                piece = cv2.resize(piece, (size, size), interpolation=method)
+            writer.write(piece)
+        progress((index + 1) / num_frames)
+
+
+def iterate_batches(frames: Iterator[np.ndarray], size: int) -> Iterator[List[np.ndarray]]:
+    """Groups frames into lists of at most `size`."""
+    batch: List[np.ndarray] = []
+    for frame in frames:
+        batch.append(frame)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,135 @@
+"""Which pixels are background, torso, neck and head, frame by frame.
+
+Conventions. Pictures are uint8 RGB `[H, W, 3]`, label maps uint8 `[H, W]` of BACKGROUND, TORSO, NECK and HEAD. A person's silhouette comes from selfie
+segmentation of the crop; the parts are cut from it along the face mesh: the head is what lies above the jaw's contour and, beside the face, above the ear lobes;
+the neck is a band below the jaw. Image axes of the face: `right` points along the eyes to the picture's right, `down` across them.
+"""
+
+from typing import Callable, Iterable, Tuple
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, Float32, UInt8
+
+from dialogue_nerfstudio.conversation.expression_basis import FACE_OVAL, JAW_LINE, eye_centers
+from dialogue_nerfstudio.conversation.video import HEAD, NECK, TORSO, LabelWriter
+from dialogue_nerfstudio.process.face_mesh import PersonSegmenter
+
+JAW_MARGIN = 0.04
+"""How far below the mesh's jaw the head reaches, in eye spans: the mesh ends on the skin, its shading does not."""
+
+NECK_LENGTH = 0.45
+"""Length of the neck below the chin, in distances from the eyes to the chin."""
+
+LOBE_LEFT, LOBE_RIGHT = JAW_LINE.index(132), JAW_LINE.index(361)
+"""The jaw line's points at the height of the ear lobes, at the picture's left and right."""
+
+
+def guided_filter(
+    guide: Float32[np.ndarray, "height width"], mask: Float32[np.ndarray, "height width"], radius: int, epsilon: float = 1e-3
+) -> Float32[np.ndarray, "height width"]:
+    """Snaps a soft mask to the edges of a grey picture of 0 … 1 (He, Sun & Tang 2010, eq. 5, 6 and 8)."""
+    window = (2 * radius + 1, 2 * radius + 1)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return cv2.boxFilter(values, -1, window, borderType=cv2.BORDER_REFLECT)
+
+    guide_mean, mask_mean = mean(guide), mean(mask)
+    slope = (mean(guide * mask) - guide_mean * mask_mean) / (mean(guide * guide) - guide_mean**2 + epsilon)
+    offset = mask_mean - slope * guide_mean
+    return mean(slope) * guide + mean(offset)
+
+
+def largest_component(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
+    """Only the largest connected part of a mask."""
+    count, components, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    if count <= 2:
+        return mask
+    return components == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
+
+
+def fill_holes(mask: Bool[np.ndarray, "height width"], largest: int) -> Bool[np.ndarray, "height width"]:
+    """Closes holes of at most `largest` pixels."""
+    count, components, stats, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
+    small = stats[:, cv2.CC_STAT_AREA] <= largest
+    small[0] = False
+    return mask | small[components] if count > 1 else mask
+
+
+def person_mask(
+    image: UInt8[np.ndarray, "height width 3"],
+    probability: Float32[np.ndarray, "height width"],
+    landmarks: Float[np.ndarray, "478 2"],
+) -> Bool[np.ndarray, "height width"]:
+    """The person's silhouette: the guided mask's largest part together with the face itself."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255.0
+    refined = guided_filter(grey, np.ascontiguousarray(probability), radius=max(image.shape[1] // 64, 2))
+    mask = refined > 0.5
+    face = np.zeros(mask.shape, np.uint8)
+    cv2.fillPoly(face, [_vertices(landmarks[list(FACE_OVAL)])], 1)
+    return fill_holes(largest_component(mask | face.astype(bool)), mask.size // 400)
+
+
+def face_axes(landmarks: Float[np.ndarray, "478 2"]) -> Tuple[np.ndarray, np.ndarray, float]:
+    """Unit vectors `right` and `down` of the face in the picture, and its eye span in pixels."""
+    left_eye, right_eye = eye_centers(landmarks)
+    across = left_eye - right_eye
+    span = float(np.linalg.norm(across))
+    right = across / max(span, 1e-6)
+    return right, np.array([-right[1], right[0]]), span
+
+
+def head_polygon(landmarks: Float[np.ndarray, "478 2"], reach: float) -> Float[np.ndarray, "n 2"]:
+    """The region above the jaw's contour, widened sideways without end (`reach` pixels) at the ear lobes' height."""
+    right, down, span = face_axes(landmarks)
+    jaw = landmarks[list(JAW_LINE)][LOBE_LEFT : LOBE_RIGHT + 1] + JAW_MARGIN * span * down
+    up = -reach * down
+    corners = [jaw[-1] + reach * right, jaw[-1] + reach * right + up, jaw[0] - reach * right + up, jaw[0] - reach * right]
+    return np.concatenate([jaw, corners])
+
+
+def neck_polygon(landmarks: Float[np.ndarray, "478 2"]) -> Float[np.ndarray, "n 2"]:
+    """The band below the jaw, as wide as the jaw between its corners and the chin, NECK_LENGTH long."""
+    right, down, _ = face_axes(landmarks)
+    line = list(JAW_LINE)
+    jaw = landmarks[line[line.index(172) : line.index(397) + 1]]
+    chin, eyes = landmarks[152], eye_centers(landmarks).mean(axis=0)
+    bottom = (chin - eyes) @ down * (1.0 + NECK_LENGTH)
+
+    def lowered(point: np.ndarray) -> np.ndarray:
+        return point + (bottom - (point - eyes) @ down) * down
+
+    return np.concatenate([jaw, [lowered(jaw[-1]), lowered(jaw[0])]])
+
+
+def _vertices(polygon: Float[np.ndarray, "n 2"]) -> np.ndarray:
+    """Whole pixel coordinates for OpenCV, whose pixel centres lie at whole numbers."""
+    return np.round(polygon - 0.5).astype(np.int32)
+
+
+def part_labels(
+    person: Bool[np.ndarray, "height width"], landmarks: Float[np.ndarray, "478 2"]
+) -> UInt8[np.ndarray, "height width"]:
+    """Cuts a silhouette into torso, neck and head."""
+    height, width = person.shape
+    parts = np.full((height, width), TORSO, np.uint8)
+    cv2.fillPoly(parts, [_vertices(neck_polygon(landmarks))], NECK)
+    cv2.fillPoly(parts, [_vertices(head_polygon(landmarks, reach=float(width + height)))], HEAD)
+    return np.where(person, parts, 0).astype(np.uint8)
+
+
+def write_labels(
+    frames: Iterable[np.ndarray],
+    landmarks: Float[np.ndarray, "num_frames 478 2"],
+    writer: LabelWriter,
+    progress: Callable[[float], None] = lambda fraction: None,
+) -> None:
+    """Segments every frame and writes its label map.
+
+    Raises:
+        DialogueError: the disk is full.
+    """
+    with PersonSegmenter() as segmenter:
+        for index, (frame, points) in enumerate(zip(frames, landmarks)):
+            writer.write(part_labels(person_mask(frame, segmenter(frame), points), points))
+            progress((index + 1) / len(landmarks))

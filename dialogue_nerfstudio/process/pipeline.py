@@ -1,0 +1,551 @@
+"""Media in, a Conversation folder out: the stages in the order a frame goes through them.
+
+    people       who is where in the picture                          (faces)
+    crops        one constant-rate video a person                     (faces, decode)
+    landmarks    478 points a frame                                   (landmarks)
+    head         own shape, camera, head poses                        (head_pose)
+    expression   shared basis, residual, blink, gaze, mouth           (expression)
+    labels       background, torso, neck, head                        (labels)
+    background   the plate behind the person                          (background)
+    boxes        where head and torso can be                          (boxes)
+    audio        the sound and its features                           (audio_features)
+    voices       who speaks when                                      (diarization)
+    roles        which face each voice belongs to                     (voices)
+
+Every stage leaves files and a stamp (see `stages`); conversation.json comes last. Frames are streamed: memory does not grow with the length of the video.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+import dialogue_nerfstudio
+from dialogue_nerfstudio.conversation.conversation import SAMPLE_RATE, Conversation, Participant, save_conversation
+from dialogue_nerfstudio.conversation.errors import DialogueError
+from dialogue_nerfstudio.conversation.expression_basis import expression_basis
+from dialogue_nerfstudio.conversation.files import atomic_path, read_json, read_npz, write_json, write_npz
+from dialogue_nerfstudio.conversation.motion import Motion
+from dialogue_nerfstudio.conversation.roles import SpeechSegment, read_rttm, segments_to_frames, write_rttm
+from dialogue_nerfstudio.conversation.split import split_frames
+from dialogue_nerfstudio.conversation.video import FrameReader, LabelReader, LabelWriter, VideoWriter
+from dialogue_nerfstudio.process.decode import FPS, SourceVideo, probe
+from dialogue_nerfstudio.process.face_mesh import require_mediapipe
+from dialogue_nerfstudio.process.stages import Progress, StageRunner, source_fingerprint
+
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts")
+"""What counts as a video when a folder of them is given."""
+
+WORK_FOLDER = ".process"
+"""Stamps and what only later stages read."""
+
+
+@dataclass
+class ProcessConfig:
+    """Options of processing a video."""
+
+    num_people: Optional[int] = None
+    """How many people to expect in the picture (with several videos: one in each); None finds out."""
+    names: Tuple[str, ...] = ()
+    """Their ids, from left to right or in the order of the videos; p0, p1, … if empty."""
+    size: Optional[int] = None
+    """Height and width of each person's picture, pixels; None keeps the recording's own up to 512."""
+    focal: Optional[float] = None
+    """Focal length in pixels of the person's picture; None is twice its width."""
+    ipd: float = 0.063
+    """Distance between the pupils, metres: what gives the scene its scale."""
+    rttm: Optional[Path] = None
+    """Who speaks when, with the participants' ids as speakers; None finds out by diarization."""
+    eval_fraction: float = 0.1
+    """Part of the frames, at the end, held out from training."""
+    max_lost_seconds: float = 1.0
+    """Longest time a face may be out of sight; shorter losses are bridged."""
+    num_residuals: int = 8
+    """Components of the personal expression residual."""
+
+
+def process_video(
+    inputs: Sequence[Path], output: Path, config: Optional[ProcessConfig] = None, progress: Optional[Progress] = None
+) -> Conversation:
+    """Turns one video of everybody, or one synchronous video of each person, into a conversation folder.
+
+    Args:
+        inputs: video files, or folders of them.
+        output: the folder to make; where an earlier run was interrupted, it goes on.
+        config: options.
+        progress: called as progress(stage, done, total).
+
+    Raises:
+        DialogueError: naming what is wrong with which input, option or frame; finished stages stay.
+    """
+    config = config or ProcessConfig()
+    output = Path(output)
+    paths = expand_inputs(inputs)
+    _check_options(config, paths)
+    _check_output(output)
+    require_mediapipe()
+    return _Processing(paths, output, config, progress).run()
+
+
+def expand_inputs(inputs: Sequence[Path]) -> List[Path]:
+    """Files as they are, folders as the videos in them in order of their names.
+
+    Raises:
+        DialogueError: there is nothing, or a folder without videos.
+    """
+    paths: List[Path] = []
+    for path in map(Path, inputs):
+        if not path.is_dir():
+            paths.append(path)
+            continue
+        videos = sorted(p for p in path.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES)
+        if not videos:
+            raise DialogueError(f"The folder {path} holds no video ({', '.join(VIDEO_SUFFIXES)}): give a video file.")
+        paths += videos
+    if not paths:
+        raise DialogueError("No video was given: name at least one.")
+    return paths
+
+
+def _check_options(config: ProcessConfig, paths: Sequence[Path]) -> None:
+    if config.num_people is not None and config.num_people < 1:
+        raise DialogueError(f"num_people must be at least 1, not {config.num_people}.")
+    if len(paths) > 1 and config.num_people not in (None, len(paths)):
+        raise DialogueError(
+            f"{len(paths)} videos are one a person, but {config.num_people} people were asked for: give one video of everybody or leave num_people out."
+        )
+    if config.size is not None and (config.size < 64 or config.size % 2):
+        raise DialogueError(f"size must be an even number of at least 64 pixels, not {config.size}.")
+    if config.focal is not None and not config.focal > 0:
+        raise DialogueError(f"focal must be a positive number of pixels, not {config.focal}.")
+    if not 0.03 < config.ipd < 0.1:
+        raise DialogueError(f"ipd is the distance between the pupils in metres, about 0.063, not {config.ipd}.")
+    if config.rttm is not None and not Path(config.rttm).is_file():
+        raise DialogueError(f"There is no file {config.rttm}: give the path of an RTTM file, or leave it out to have the speakers found.")
+
+
+def _check_output(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise DialogueError(f"{output} is a file: give the name of a folder to write.")
+    if output.is_dir() and any(output.iterdir()) and not (output / WORK_FOLDER).is_dir():
+        raise DialogueError(f"{output} already holds other files: give a new folder, or an earlier output of process.")
+
+
+class _Processing:
+    """One run: holds what the stages share."""
+
+    def __init__(self, paths: List[Path], output: Path, config: ProcessConfig, progress: Optional[Progress]):
+        self.paths, self.output, self.config = paths, output, config
+        self.sources: List[SourceVideo] = [probe(path) for path in paths]
+        self.num_frames = min(source.num_frames for source in self.sources)
+        self.runner = StageRunner(output, output / WORK_FOLDER, source_fingerprint(paths), progress)
+
+    def work(self, *parts: str) -> Path:
+        return self.output.joinpath(WORK_FOLDER, *parts)
+
+    def person(self, participant: str, name: str) -> Path:
+        return self.output / "participants" / participant / name
+
+    def run(self) -> Conversation:
+        runner, config = self.runner, self.config
+        runner.run("people", self.find_people, [self.work("people_found.json")], options={"num_people": config.num_people})
+        self.people = read_json(self.work("people_found.json"))
+        self.ids = self.participant_ids()
+        given_roles = self.given_roles()
+        each = self.ids
+
+        runner.run(
+            "crops",
+            self.write_crops,
+            [self.person(i, "video.mp4") for i in each],
+            needs=["people"],
+            options={"size": config.size, "ids": each},
+        )
+        runner.run(
+            "landmarks",
+            self.for_each_person(self.track_landmarks),
+            [self.work(f"{i}_landmarks.npz") for i in each],
+            needs=["crops"],
+            options={"max_lost_seconds": config.max_lost_seconds},
+        )
+        runner.run(
+            "head",
+            self.for_each_person(self.track_head),
+            [self.work(f"{i}_head.npz") for i in each] + [self.person(i, "tracking.npz") for i in each],
+            needs=["landmarks"],
+            options={"focal": config.focal, "ipd": config.ipd},
+        )
+        runner.run(
+            "expression",
+            self.for_each_person(self.measure_face),
+            [self.work(f"{i}_motion.npz") for i in each] + [self.person(i, "face.npz") for i in each],
+            needs=["head"],
+            options={"num_residuals": config.num_residuals, "basis": expression_basis().hash},
+        )
+        runner.run("labels", self.for_each_person(self.write_labels), [self.person(i, "labels.mkv") for i in each], needs=["landmarks"])
+        runner.run(
+            "background",
+            self.for_each_person(self.write_background),
+            [self.person(i, "background.png") for i in each],
+            needs=["labels"],
+        )
+        runner.run(
+            "boxes", self.for_each_person(self.measure_boxes), [self.work(f"{i}_boxes.npz") for i in each], needs=["labels", "head"]
+        )
+        runner.run(
+            "audio",
+            self.write_audio,
+            [self.output / "audio.wav", self.output / "features" / "mel.npz", self.output / "features" / "prosody.npz"],
+            options={"num_frames": self.num_frames},
+        )
+        if given_roles is None:
+            runner.run("voices", self.find_voices, [self.work("voices.rttm")], needs=["audio"], options={"people": len(each)})
+            runner.run(
+                "roles", self.assign_roles, [self.work("roles.rttm"), self.work("roles_found.json")], needs=["voices", "expression"]
+            )
+            segments = read_rttm(self.work("roles.rttm"))
+        else:
+            segments = given_roles
+        return self.finish(segments)
+
+    # Who is where.
+
+    def find_people(self, progress: Callable[[float], None]) -> None:
+        from dialogue_nerfstudio.process.faces import find_people
+
+        found = []
+        for index, source in enumerate(self.sources):
+            wanted = self.config.num_people if len(self.sources) == 1 else 1
+            people = find_people(source, wanted, lambda f, i=index: progress((i + f) / len(self.sources)))
+            found += [
+                {
+                    "source": index,
+                    "crop": [int(v) for v in person.crop],
+                    "panel": [int(v) for v in person.panel],
+                    "face_box": [round(float(v), 1) for v in person.face_box],
+                    "looks_found": person.looks_found,
+                }
+                for person in people
+            ]
+        write_json(self.work("people_found.json"), found)
+
+    def participant_ids(self) -> List[str]:
+        names = list(self.config.names) or [f"p{index}" for index in range(len(self.people))]
+        if len(names) != len(self.people):
+            raise DialogueError(f"{len(names)} name(s) were given ({', '.join(names)}) for {len(self.people)} people found: give one for each.")
+        if len(set(names)) != len(names):
+            raise DialogueError(f"The names {', '.join(names)} must differ from each other.")
+        return names
+
+    def given_roles(self) -> Optional[List[SpeechSegment]]:
+        """The user's RTTM, checked before any long stage runs."""
+        if self.config.rttm is None:
+            return None
+        segments = read_rttm(self.config.rttm)
+        try:
+            segments_to_frames(segments, self.ids, 0, FPS)
+        except DialogueError as error:
+            raise DialogueError(f"{self.config.rttm}: {error}") from error
+        return segments
+
+    def write_crops(self, progress: Callable[[float], None]) -> None:
+        from contextlib import ExitStack
+
+        from dialogue_nerfstudio.process.faces import crop_size, write_crops
+
+        for index, source in enumerate(self.sources):
+            mine = [(i, person) for i, person in zip(self.ids, self.people) if person["source"] == index]
+            crops = [np.array(person["crop"]) for _, person in mine]
+            sizes = [crop_size(crop, self.config.size) for crop in crops]
+            with ExitStack() as stack:
+                writers = [
+                    stack.enter_context(VideoWriter(self.person(i, "video.mp4"), FPS, size, size))
+                    for (i, _), size in zip(mine, sizes)
+                ]
+                write_crops(
+                    source, crops, sizes, writers, self.num_frames, lambda f, i=index: progress((i + f) / len(self.sources))
+                )
+
+    # One person at a time.
+
+    def for_each_person(
+        self, work: Callable[[str, Callable[[float], None]], None]
+    ) -> Callable[[Callable[[float], None]], None]:
+        def run(progress: Callable[[float], None]) -> None:
+            for index, participant in enumerate(self.ids):
+                work(participant, lambda f, i=index: progress((i + f) / len(self.ids)))
+
+        return run
+
+    def track_landmarks(self, participant: str, progress: Callable[[float], None]) -> None:
+        from dialogue_nerfstudio.process.landmarks import bridged, require_face, track_landmarks
+
+        with FrameReader(self.person(participant, "video.mp4")) as reader:
+            track = track_landmarks(reader.iterate(), self.num_frames, progress)
+        source = self.sources[self.people[self.ids.index(participant)]["source"]]
+        require_face(track.visible, FPS, self.config.max_lost_seconds, str(source.path), participant)
+        track = bridged(track)
+        write_npz(
+            self.work(f"{participant}_landmarks.npz"), points=track.points, depth=track.depth, visible=track.visible
+        )
+
+    def landmarks(self, participant: str) -> "LandmarkTrack":  # noqa: F821
+        from dialogue_nerfstudio.process.landmarks import LandmarkTrack
+
+        return LandmarkTrack(**read_npz(self.work(f"{participant}_landmarks.npz")))
+
+    def track_head(self, participant: str, progress: Callable[[float], None]) -> None:
+        from dialogue_nerfstudio.process.head_pose import track_head
+
+        track = self.landmarks(participant)
+        with FrameReader(self.person(participant, "video.mp4")) as reader:
+            width, height = reader.width, reader.height
+        head = track_head(track, width, height, self.config.focal, self.config.ipd)
+        typical = float(np.median(head.reprojection_error[track.visible]))
+        write_npz(
+            self.work(f"{participant}_head.npz"),
+            shape=head.shape,
+            rotations=head.rotations,
+            translations=head.translations,
+            reprojection_error=head.reprojection_error,
+            focal=np.float64(head.focal),
+            center=np.array(head.center),
+            jitter=np.float64(head.jitter),
+            size=np.array([width, height]),
+        )
+        # Trust in a frame falls to a half where it fits three times worse than the typical one.
+        confidence = track.visible / (1.0 + (head.reprojection_error / (3.0 * max(typical, 1e-6))) ** 4)
+        write_npz(
+            self.person(participant, "tracking.npz"),
+            landmarks=track.points,
+            reprojection_error=head.reprojection_error.astype(np.float32),
+            confidence=confidence.astype(np.float32),
+            visible=track.visible,
+        )
+
+    def head(self, participant: str) -> Tuple["HeadTrack", Tuple[int, int]]:  # noqa: F821
+        from dialogue_nerfstudio.process.head_pose import HeadTrack
+
+        arrays = read_npz(self.work(f"{participant}_head.npz"))
+        width, height = (int(v) for v in arrays["size"])
+        track = HeadTrack(
+            shape=arrays["shape"],
+            rotations=arrays["rotations"],
+            translations=arrays["translations"],
+            reprojection_error=arrays["reprojection_error"],
+            focal=float(arrays["focal"]),
+            center=(float(arrays["center"][0]), float(arrays["center"][1])),
+            jitter=float(arrays["jitter"]),
+        )
+        return track, (width, height)
+
+    def measure_face(self, participant: str, progress: Callable[[float], None]) -> None:
+        from dialogue_nerfstudio.process.expression import measure_face
+
+        basis = expression_basis()
+        track, (head, _) = self.landmarks(participant), self.head(participant)
+        face = measure_face(track, head, basis, FPS, self.config.num_residuals)
+        motion = Motion(
+            head_pose=head.head_pose(head.person_origin(track.visible)),
+            expression=face.expression,
+            blink=face.blink,
+            gaze=face.gaze,
+            expression_residual=face.residual,
+            fps=FPS,
+            sources={name: "tracked" for name in ("head_pose", "expression", "blink", "gaze", "expression_residual")},
+        )
+        motion.validate(f"the tracked motion of participant {participant}")
+        motion.save(self.work(f"{participant}_motion.npz"))
+        write_npz(
+            self.person(participant, "face.npz"),
+            neutral=head.shape.astype(np.float32),
+            geometry=face.geometry.astype(np.float32),
+            residual_basis=face.residual_basis.astype(np.float32),
+            mouth_opening=face.mouth_opening.astype(np.float32),
+            fit_error_mm=np.float32(face.fit_error),
+            expression_basis=np.array(basis.name),
+            expression_basis_hash=np.array(basis.hash),
+        )
+
+    def write_labels(self, participant: str, progress: Callable[[float], None]) -> None:
+        from dialogue_nerfstudio.process.labels import write_labels
+
+        with FrameReader(self.person(participant, "video.mp4")) as reader:
+            path = self.person(participant, "labels.mkv")
+            with LabelWriter(path, FPS, reader.width, reader.height) as writer:
+                write_labels(reader.iterate(), self.landmarks(participant).points, writer, progress)
+
+    def write_background(self, participant: str, progress: Callable[[float], None]) -> None:
+        from PIL import Image
+
+        from dialogue_nerfstudio.process.background import background_plate
+
+        with FrameReader(self.person(participant, "video.mp4")) as frames:
+            with LabelReader(self.person(participant, "labels.mkv")) as labels:
+                plate, _ = background_plate(frames, labels, progress)
+        with atomic_path(self.person(participant, "background.png")) as temporary:
+            Image.fromarray(plate).save(temporary)
+
+    def measure_boxes(self, participant: str, progress: Callable[[float], None]) -> None:
+        from dialogue_nerfstudio.process.boxes import body_boxes
+
+        head, size = self.head(participant)
+        origin = head.person_origin(self.landmarks(participant).visible)
+        with LabelReader(self.person(participant, "labels.mkv")) as labels:
+            head_box, torso_box = body_boxes(
+                labels.iterate(), head.head_pose(origin), head.camera(origin, *size), head.shape, progress
+            )
+        write_npz(self.work(f"{participant}_boxes.npz"), head_box=head_box, torso_box=torso_box)
+
+    # Sound.
+
+    def write_audio(self, progress: Callable[[float], None]) -> None:
+        from dialogue_nerfstudio.process.audio_features import AUDIO_FEATURES, load_audio, save_wav
+
+        length = int(round(self.num_frames / FPS * SAMPLE_RATE))
+        tracks = []
+        for source in self.sources:
+            track = load_audio(source.path)[:length]
+            tracks.append(np.pad(track, (0, length - len(track))))
+        mix = np.sum(tracks, axis=0)
+        # A sum of two recordings may clip; one alone is left as it is.
+        mix = mix / max(1.0, float(np.abs(mix).max())) if len(tracks) > 1 else mix
+        save_wav(self.output / "audio.wav", mix)
+        if len(tracks) > 1:
+            for person, participant in zip(self.people, self.ids):
+                save_wav(self.output / "audio" / f"{participant}.wav", tracks[person["source"]])
+        for index, (name, extractor) in enumerate(AUDIO_FEATURES.items()):
+            features = extractor(mix, SAMPLE_RATE, self.num_frames, FPS)
+            write_npz(self.output / "features" / f"{name}.npz", features=features.astype(np.float32))
+            progress((index + 1) / len(AUDIO_FEATURES))
+
+    def find_voices(self, progress: Callable[[float], None]) -> None:
+        from dialogue_nerfstudio.process.audio_features import load_audio
+        from dialogue_nerfstudio.process.diarization import diarize
+
+        write_rttm(self.work("voices.rttm"), diarize(load_audio(self.output / "audio.wav"), SAMPLE_RATE, len(self.ids)))
+
+    def assign_roles(self, progress: Callable[[float], None]) -> None:
+        from dialogue_nerfstudio.process.voices import assign_voices
+
+        openings = {}
+        for participant in self.ids:
+            opening = read_npz(self.person(participant, "face.npz"))["mouth_opening"].astype(np.float64)
+            openings[participant] = np.where(self.landmarks(participant).visible, opening, np.nan)
+        assignment = assign_voices(read_rttm(self.work("voices.rttm")), openings, FPS)
+        write_rttm(self.work("roles.rttm"), assignment.segments)
+        write_json(
+            self.work("roles_found.json"),
+            {
+                "method": assignment.method,
+                "reason": assignment.reason,
+                "voice_to_participant": assignment.voice_to_participant,
+                "confidence": assignment.confidence,
+                "disagreement": assignment.disagreement,
+            },
+        )
+
+    # The conversation.
+
+    def finish(self, segments: List[SpeechSegment]) -> Conversation:
+        train, evaluation = split_frames(self.num_frames, self.config.eval_fraction)
+        participants = []
+        for participant, person in zip(self.ids, self.people):
+            head, size = self.head(participant)
+            boxes = read_npz(self.work(f"{participant}_boxes.npz"))
+            source = self.sources[person["source"]]
+            participants.append(
+                Participant(
+                    id=participant,
+                    name=participant,
+                    camera=head.camera(head.person_origin(self.landmarks(participant).visible), *size),
+                    head_box=boxes["head_box"],
+                    torso_box=boxes["torso_box"],
+                    motion=Motion.load(self.work(f"{participant}_motion.npz")),
+                    source={
+                        "file": source.path.name,
+                        "crop": person["crop"],
+                        "panel": person["panel"],
+                        "face_box": person["face_box"],
+                        "picture": [source.width, source.height],
+                        "fps": source.source_fps,
+                    },
+                )
+            )
+        conversation = Conversation(
+            num_frames=self.num_frames,
+            participants=participants,
+            segments=_clipped(segments, self.num_frames / FPS),
+            train_frames=train,
+            eval_frames=evaluation,
+            fps=FPS,
+            provenance={
+                "program": "dialogue-nerfstudio",
+                "version": dialogue_nerfstudio.__version__,
+                "command": "process",
+                "inputs": [path.name for path in self.paths],
+                "expression_basis": expression_basis().name,
+                "expression_basis_hash": expression_basis().hash,
+                "options": {
+                    "num_people": self.config.num_people,
+                    "size": self.config.size,
+                    "focal": self.config.focal,
+                    "ipd": self.config.ipd,
+                    "rttm": None if self.config.rttm is None else Path(self.config.rttm).name,
+                    "eval_fraction": self.config.eval_fraction,
+                },
+            },
+            root=self.output,
+        )
+        self.remove_strangers()
+        write_json(self.output / "process.json", self.summary(conversation))
+        save_conversation(conversation, self.output)
+        return conversation
+
+    def remove_strangers(self) -> None:
+        """Drops what an earlier run with other people or names left under participants/."""
+        for folder in (self.output / "participants").iterdir():
+            if folder.is_dir() and folder.name not in self.ids:
+                shutil.rmtree(folder)
+
+    def summary(self, conversation: Conversation) -> Dict[str, Any]:
+        """The figures of process.json."""
+        speaking = conversation.speaking
+        participants = {}
+        for column, participant in enumerate(conversation.participants):
+            tracking = read_npz(self.person(participant.id, "tracking.npz"))
+            head, _ = self.head(participant.id)
+            visible, error = tracking["visible"], tracking["reprojection_error"]
+            participants[participant.id] = {
+                "crop": participant.source["crop"],
+                "picture": [participant.camera.width, participant.camera.height],
+                "lost_frames": int((~visible).sum()),
+                "reprojection_rmse_px": float(np.sqrt(np.mean(error[visible] ** 2))),
+                "rotation_jitter_degrees": head.jitter,
+                "expression_fit_error_mm": float(read_npz(self.person(participant.id, "face.npz"))["fit_error_mm"]),
+                "blinks_per_second": blink_rate(participant.motion.blink, conversation.fps),
+                "speaking_share": float(speaking[:, column].mean()),
+            }
+        found = self.work("roles_found.json")
+        return {
+            "num_frames": conversation.num_frames,
+            "fps": conversation.fps,
+            "inputs": [path.name for path in self.paths],
+            "participants": participants,
+            "roles": read_json(found) if self.config.rttm is None else {"method": "rttm"},
+            "seconds": {**self.runner.seconds, "total": float(sum(self.runner.seconds.values()))},
+            "stages_run": self.runner.ran,
+        }
+
+
+def blink_rate(blink: np.ndarray, fps: float) -> float:
+    """Blinks a second: runs of frames in which the mean of both eyes' closure is above one half."""
+    closed = blink.mean(axis=1) > 0.5
+    return float((np.diff(closed.astype(int), prepend=0) == 1).sum() / (len(blink) / fps))
+
+
+def _clipped(segments: Sequence[SpeechSegment], end: float) -> List[SpeechSegment]:
+    """Segments cut to the clip's length."""
+    return [SpeechSegment(s.start, min(s.end, end), s.speaker) for s in segments if s.start < end]
