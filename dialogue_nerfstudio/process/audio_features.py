@@ -1,8 +1,8 @@
 """Sound in, one row of audio features per video frame out.
 
-Conventions. `audio` is a mono float32 waveform `[S]` in [-1, 1] whose sample 0 sounds when video frame 0 appears. Video frame t is shown during
-[t / fps, (t + 1) / fps) and its *centre* is (t + 0.5) / fps seconds. Every extractor returns exactly `num_frames` rows: sound that ends early is followed
-by silence, sound that goes on is not looked at.
+Conventions. `audio` is a mono float32 waveform `[S]` in [-1, 1] whose sample 0 sounds when video frame 0 appears.
+Video frame t is shown during [t / fps, (t + 1) / fps) and its *centre* is (t + 0.5) / fps seconds. Every extractor
+returns exactly `num_frames` rows: sound that ends early is followed by silence, sound that goes on is not looked at.
 """
 
 import wave
@@ -29,13 +29,15 @@ MEL_STEPS = 16
 """Steps of MEL_HOP samples in one frame's window: 16 x 12.5 ms = 200 ms (DialogueNeRF 4.1, Wav2Lip)."""
 
 
-def load_audio(path: Path, sample_rate: int = SAMPLE_RATE) -> Float[np.ndarray, "num_samples"]:
+def load_audio(path: Path, sample_rate: int = SAMPLE_RATE) -> Float[np.ndarray, " num_samples"]:
     """Decode the first audio track of any media file to mono float32 at `sample_rate`.
 
-    Where the file also has a video track, sample 0 is the moment of the first video frame: a late track gets silence in front, an early one is trimmed.
+    Where the file also has a video track, sample 0 is the moment of the first video frame: a late track gets silence
+    in front, an early one is trimmed.
 
     Raises:
-        DialogueError: the file is missing, is not media, has no audio track, holds no sound, or breaks off in the middle of decoding.
+        DialogueError: the file is missing, is not media, has no audio track, holds no sound, or breaks off in the
+        middle of decoding.
     """
     path = Path(path)
     if not path.is_file():
@@ -43,11 +45,15 @@ def load_audio(path: Path, sample_rate: int = SAMPLE_RATE) -> Float[np.ndarray, 
     try:
         with av.open(str(path)) as container:
             if not container.streams.audio:
-                raise DialogueError(f"{path} has no audio track: give a file with sound, or the sound as a file of its own.")
+                raise DialogueError(
+                    f"{path} has no audio track: give a file with sound, or the sound as a file of its own."
+                )
             samples, first_time = _decode_track(container, container.streams.audio[0], sample_rate)
             video_start = _video_start(container)
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
-        raise DialogueError(f"The sound of {path} cannot be decoded ({error}): re-encode it, for example to WAV, and try again.") from error
+        raise DialogueError(
+            f"The sound of {path} cannot be decoded ({error}): re-encode it, for example to WAV, and try again."
+        ) from error
     if samples.size == 0:
         raise DialogueError(f"The audio track of {path} is empty: give a file that holds sound.")
     if video_start is not None:
@@ -55,7 +61,7 @@ def load_audio(path: Path, sample_rate: int = SAMPLE_RATE) -> Float[np.ndarray, 
     return samples
 
 
-def _decode_track(container, stream, sample_rate: int) -> tuple[Float[np.ndarray, "num_samples"], float]:
+def _decode_track(container, stream, sample_rate: int) -> tuple[Float[np.ndarray, " num_samples"], float]:
     """All samples of one track and the time (s) of the first."""
     resampler = av.AudioResampler(format="flt", layout="mono", rate=sample_rate)
     blocks: list[np.ndarray] = []
@@ -79,12 +85,12 @@ def _video_start(container) -> float | None:
     return None
 
 
-def _shift(samples: Float[np.ndarray, "num_samples"], delay: int) -> Float[np.ndarray, "num_shifted"]:
+def _shift(samples: Float[np.ndarray, " num_samples"], delay: int) -> Float[np.ndarray, " num_shifted"]:
     """Delay by `delay` samples of silence; a negative delay drops that many."""
     return np.concatenate([np.zeros(delay, np.float32), samples]) if delay >= 0 else samples[-delay:]
 
 
-def save_wav(path: Path, samples: Float[np.ndarray, "num_samples"], rate: int = SAMPLE_RATE) -> None:
+def save_wav(path: Path, samples: Float[np.ndarray, " num_samples"], rate: int = SAMPLE_RATE) -> None:
     """Write mono sound as 16-bit PCM, atomically; values beyond [-1, 1] are clipped.
 
     Raises:
@@ -92,21 +98,23 @@ def save_wav(path: Path, samples: Float[np.ndarray, "num_samples"], rate: int = 
     """
     samples = np.asarray(samples)
     if samples.ndim != 1 or not np.isfinite(samples).all():
-        raise DialogueError(f"The sound for {path} must be one channel of finite samples, not an array of shape {samples.shape} with NaN or infinity.")
+        raise DialogueError(
+            f"The sound for {path} must be one channel of finite samples; "
+            f"this array has the shape {samples.shape} or holds NaN or infinity."
+        )
     pcm = np.round(np.clip(samples, -1.0, 1.0) * 32767.0).astype("<i2")
-    with atomic_path(Path(path)) as temporary:
-        with wave.open(str(temporary), "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(rate)
-            file.writeframes(pcm.tobytes())
+    with atomic_path(Path(path)) as temporary, wave.open(str(temporary), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(pcm.tobytes())
 
 
-def mel_spectrogram(audio: Float[np.ndarray, "num_samples"]) -> Float[np.ndarray, "num_steps 80"]:
+def mel_spectrogram(audio: Float[np.ndarray, " num_samples"]) -> Float[np.ndarray, "num_steps 80"]:
     """Log-mel spectrogram of 16 kHz sound with Wav2Lip's analysis settings; step k is centred on k x 12.5 ms.
 
-    Pre-emphasis 0.97, 50 ms Hann windows, magnitudes in 80 bands of 55-7600 Hz, decibels relative to 20 dB, clipped to [-100, 0] dB and mapped linearly to
-    [-1, 1]. Wav2Lip's own input is 4 times this. Silence is exactly -1.
+    Pre-emphasis 0.97, 50 ms Hann windows, magnitudes in 80 bands of 55-7600 Hz, decibels relative to 20 dB, clipped to
+    [-100, 0] dB and mapped linearly to [-1, 1]. Wav2Lip's own input is 4 times this. Silence is exactly -1.
     """
     emphasised = librosa.effects.preemphasis(np.asarray(audio, np.float32), coef=MEL_PREEMPHASIS)
     bands = librosa.feature.melspectrogram(
@@ -124,12 +132,13 @@ def mel_spectrogram(audio: Float[np.ndarray, "num_samples"]) -> Float[np.ndarray
 
 
 def mel_features(
-    audio: Float[np.ndarray, "num_samples"], sample_rate: int, num_frames: int, fps: float = 25.0
+    audio: Float[np.ndarray, " num_samples"], sample_rate: int, num_frames: int, fps: float = 25.0
 ) -> Float[np.ndarray, "num_frames 16 80"]:
-    """The 200 ms of log-mel spectrogram around the centre of each video frame (DialogueNeRF 4.1, "each 200 ms audio clip").
+    """The 200 ms of log-mel spectrogram around the centre of each video frame (DialogueNeRF 4.1, "each 200 ms audio
+    clip").
 
-    The window's middle (between steps 7 and 8) is the step boundary nearest to (t + 0.5) / fps, so it is at most 6.25 ms off. Sound before the start and after
-    the end is silence (-1).
+    The window's middle (between steps 7 and 8) is the step boundary nearest to (t + 0.5) / fps, so it is at most 6.25
+    ms off. Sound before the start and after the end is silence (-1).
     """
     audio = _at_16k(audio, sample_rate)
     needed = int(np.ceil(num_frames / fps * SAMPLE_RATE))
@@ -142,11 +151,12 @@ def mel_features(
 
 
 def prosody_features(
-    audio: Float[np.ndarray, "num_samples"], sample_rate: int, num_frames: int, fps: float = 25.0
+    audio: Float[np.ndarray, " num_samples"], sample_rate: int, num_frames: int, fps: float = 25.0
 ) -> Float[np.ndarray, "num_frames 2"]:
-    """Zero-crossing rate (crossings per sample, 0-1) and root mean square of the sound during each frame, [t / fps, (t + 1) / fps) (DialogueNeRF 4.1)."""
+    """Zero-crossing rate (crossings per sample, 0-1) and root mean square of the sound during each frame, [t / fps, (t
+    + 1) / fps) (DialogueNeRF 4.1)."""
     audio = _at_16k(audio, sample_rate)
-    length = int(round(SAMPLE_RATE / fps))
+    length = round(SAMPLE_RATE / fps)
     starts = np.round(np.arange(num_frames) * SAMPLE_RATE / fps).astype(int)
     audio = _exactly(audio, int(np.ceil(num_frames * SAMPLE_RATE / fps)) + length)
     frames = audio[starts[:, None] + np.arange(length)]
@@ -156,14 +166,15 @@ def prosody_features(
 
 
 AUDIO_FEATURES: dict[str, Callable[..., np.ndarray]] = {"mel": mel_features, "prosody": prosody_features}
-"""Every extractor by the name of its file features/<name>.npz; each is called (audio, sample_rate, num_frames, fps) -> float32 [num_frames, ...]."""
+"""Every extractor by the name of its file features/<name>.npz; each is called (audio, sample_rate, num_frames, fps) ->
+float32 [num_frames, ...]."""
 
 
-def _at_16k(audio: Float[np.ndarray, "num_samples"], sample_rate: int) -> Float[np.ndarray, "num_resampled"]:
+def _at_16k(audio: Float[np.ndarray, " num_samples"], sample_rate: int) -> Float[np.ndarray, " num_resampled"]:
     audio = np.asarray(audio, np.float32)
     return audio if sample_rate == SAMPLE_RATE else librosa.resample(audio, orig_sr=sample_rate, target_sr=SAMPLE_RATE)
 
 
-def _exactly(audio: Float[np.ndarray, "num_samples"], length: int) -> Float[np.ndarray, "length"]:
+def _exactly(audio: Float[np.ndarray, " num_samples"], length: int) -> Float[np.ndarray, " length"]:
     """Trim, or pad with silence, to `length` samples."""
     return audio[:length] if len(audio) >= length else np.pad(audio, (0, length - len(audio)))

@@ -1,11 +1,13 @@
 """Which voice sounds when: speech detection, voice embeddings, clustering and a Viterbi path through them.
 
-Conventions. `audio` is mono float32 `[S]`; inside this module it is 16 kHz. Times are seconds from sample 0. A *voice embedding* is a unit vector of 256
-non-negative numbers (GE2E), taken over a window of `window` seconds around its time, every `hop` seconds. A *voice* is a cluster of embeddings, called
-"voice0", "voice1" … in the order in which they are first heard; which face it belongs to is decided in `voices.py`.
+Conventions. `audio` is mono float32 `[S]`; inside this module it is 16 kHz. Times are seconds from sample 0. A *voice
+embedding* is a unit vector of 256 non-negative numbers (GE2E), taken over a window of `window` seconds around its
+time, every `hop` seconds. A *voice* is a cluster of embeddings, called "voice0", "voice1" … in the order in which they
+are first heard; which face it belongs to is decided in `voices.py`.
 
-Both networks come with pip packages, and nothing is downloaded: Silero VAD's model file lies in the wheel of silero-vad, the GE2E voice encoder's weights in that of
-Resemblyzer. Neither package is imported: importing silero_vad sets torch to one thread for the whole process, importing resemblyzer needs webrtcvad, a compiler.
+Both networks come with pip packages, and nothing is downloaded: Silero VAD's model file lies in the wheel of
+silero-vad, the GE2E voice encoder's weights in that of Resemblyzer. Neither package is imported: importing silero_vad
+sets torch to one thread for the whole process, importing resemblyzer needs webrtcvad, a compiler.
 """
 
 import importlib.util
@@ -62,7 +64,8 @@ class DiarizationConfig:
 
 
 class VoiceEncoder(nn.Module):
-    """The GE2E speaker encoder (Wan et al. 2018): three LSTM layers, a linear layer and ReLU on the last state, normalised."""
+    """The GE2E speaker encoder (Wan et al. 2018): three LSTM layers, a linear layer and ReLU on the last state,
+    normalised."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,11 +78,16 @@ class VoiceEncoder(nn.Module):
 
 
 def diarize(
-    audio: Float[np.ndarray, "num_samples"], sample_rate: int, num_speakers: int, config: DiarizationConfig | None = None
+    audio: Float[np.ndarray, " num_samples"],
+    sample_rate: int,
+    num_speakers: int,
+    config: DiarizationConfig | None = None,
 ) -> list[SpeechSegment]:
-    """Segments of speech, each with its voice, in order; no two overlap. With one speaker this is speech detection alone.
+    """Segments of speech, each with its voice, in order; no two overlap. With one speaker this is speech detection
+    alone.
 
-    Fewer voices than asked for come back where there is too little speech to tell them apart, none where there is no speech.
+    Fewer voices than asked for come back where there is too little speech to tell them apart, none where there is no
+    speech.
 
     Raises:
         DialogueError: silero-vad, or for several speakers Resemblyzer, is not installed.
@@ -104,7 +112,7 @@ def diarize(
 # Speech
 
 
-def speech_probability(audio: Float[np.ndarray, "num_samples"]) -> Float[np.ndarray, "num_steps"]:
+def speech_probability(audio: Float[np.ndarray, " num_samples"]) -> Float[np.ndarray, " num_steps"]:
     """Silero VAD's probability of speech in each successive 32 ms of 16 kHz sound.
 
     Raises:
@@ -121,7 +129,7 @@ def speech_probability(audio: Float[np.ndarray, "num_samples"]) -> Float[np.ndar
 
 
 def speech_intervals(
-    probability: Float[np.ndarray, "num_steps"], duration: float, config: DiarizationConfig
+    probability: Float[np.ndarray, " num_steps"], duration: float, config: DiarizationConfig
 ) -> list[tuple[float, float]]:
     """Stretches of speech (s) from probabilities, by hysteresis: in at `vad_threshold`, out below `vad_release`."""
     runs: list[list[float]] = []
@@ -151,7 +159,7 @@ def speech_intervals(
 
 
 def embed_voice(
-    audio: Float[np.ndarray, "num_samples"], times: Float[np.ndarray, "num_times"], config: DiarizationConfig
+    audio: Float[np.ndarray, " num_samples"], times: Float[np.ndarray, " num_times"], config: DiarizationConfig
 ) -> Float[np.ndarray, "num_times 256"]:
     """Voice embeddings of 16 kHz sound in windows centred on `times`.
 
@@ -170,8 +178,9 @@ def embed_voice(
     return embeddings
 
 
-def voice_mel(audio: Float[np.ndarray, "num_samples"]) -> Float[np.ndarray, "num_steps 40"]:
-    """The encoder's input: mel power (no logarithm) of 25 ms windows every 10 ms, after raising quiet sound to -30 dBFS; step k is centred on k x 10 ms."""
+def voice_mel(audio: Float[np.ndarray, " num_samples"]) -> Float[np.ndarray, "num_steps 40"]:
+    """The encoder's input: mel power (no logarithm) of 25 ms windows every 10 ms, after raising quiet sound to -30
+    dBFS; step k is centred on k x 10 ms."""
     rms = float(np.sqrt(np.mean(np.square(audio, dtype=np.float64))))
     gain = max(10 ** (TARGET_DBFS / 20) / rms, 1.0) if rms > 0 else 1.0
     power = librosa.feature.melspectrogram(
@@ -196,8 +205,9 @@ def load_voice_encoder() -> VoiceEncoder:
 
 def separate_voices(
     embeddings: Float[np.ndarray, "num_times 256"], num_speakers: int, config: DiarizationConfig
-) -> Int[np.ndarray, "num_times"]:
-    """The voice of each embedding: k-means, then the cheapest path and the voices' centroids in turn until the path stays."""
+) -> Int[np.ndarray, " num_times"]:
+    """The voice of each embedding: k-means, then the cheapest path and the voices' centroids in turn until the path
+    stays."""
     labels = KMeans(num_speakers, n_init=10, random_state=config.seed).fit(embeddings).labels_
     for _ in range(config.max_iterations):
         scores = embeddings @ centroids(embeddings, labels, num_speakers).T * config.hop
@@ -209,14 +219,14 @@ def separate_voices(
 
 
 def centroids(
-    embeddings: Float[np.ndarray, "n d"], labels: Int[np.ndarray, "n"], num_speakers: int
+    embeddings: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], num_speakers: int
 ) -> Float[np.ndarray, "num_speakers d"]:
     """Normalised mean embedding of each voice; zero for a voice nobody has."""
     sums = np.stack([embeddings[labels == voice].sum(0) for voice in range(num_speakers)])
     return sums / np.maximum(np.linalg.norm(sums, axis=-1, keepdims=True), 1e-12)
 
 
-def viterbi(scores: Float[np.ndarray, "num_steps num_states"], switch_cost: float) -> Int[np.ndarray, "num_steps"]:
+def viterbi(scores: Float[np.ndarray, "num_steps num_states"], switch_cost: float) -> Int[np.ndarray, " num_steps"]:
     """The path of states with the highest sum of scores, where each change of state costs `switch_cost`."""
     num_steps, num_states = scores.shape
     came_from = np.empty((num_steps, num_states), int)
@@ -234,9 +244,10 @@ def viterbi(scores: Float[np.ndarray, "num_steps num_states"], switch_cost: floa
 
 
 def label_intervals(
-    speech: list[tuple[float, float]], times: Float[np.ndarray, "num_times"], labels: Int[np.ndarray, "num_times"]
+    speech: list[tuple[float, float]], times: Float[np.ndarray, " num_times"], labels: Int[np.ndarray, " num_times"]
 ) -> list[SpeechSegment]:
-    """Cut each stretch of speech half-way between neighbouring times of different voices, and name voices in order of appearance."""
+    """Cut each stretch of speech half-way between neighbouring times of different voices, and name voices in order of
+    appearance."""
     names: dict[int, str] = {}
     segments: list[SpeechSegment] = []
     for start, end in speech:
@@ -246,12 +257,14 @@ def label_intervals(
         changes = np.flatnonzero(np.diff(labels[inside]))
         edges = [start, *((times[inside[changes]] + times[inside[changes + 1]]) / 2), end]
         voices = labels[inside[np.concatenate([[0], changes + 1])]]
-        for left, right, voice in zip(edges, edges[1:], voices):
-            segments.append(SpeechSegment(float(left), float(right), names.setdefault(int(voice), f"voice{len(names)}")))
+        for left, right, voice in zip(edges[:-1], edges[1:], voices, strict=True):
+            segments.append(
+                SpeechSegment(float(left), float(right), names.setdefault(int(voice), f"voice{len(names)}"))
+            )
     return segments
 
 
-def speech_frames(segments: list[SpeechSegment], num_frames: int, fps: float) -> Bool[np.ndarray, "num_frames"]:
+def speech_frames(segments: list[SpeechSegment], num_frames: int, fps: float) -> Bool[np.ndarray, " num_frames"]:
     """Whether anybody speaks at the centre of each frame."""
     centres = (np.arange(num_frames) + 0.5) / fps
     speaking = np.zeros(num_frames, bool)
@@ -266,6 +279,7 @@ def _package_file(package: str, name: str, command: str) -> Path:
     path = Path(spec.origin).parent / name if spec and spec.origin else None
     if path is None or not path.is_file():
         raise DialogueError(
-            f"Finding out who speaks needs {package}'s model file, which is not installed: run '{command}', or bring the roles with --rttm."
+            f"Finding out who speaks needs {package}'s model file, which is not installed: "
+            f"run '{command}', or bring the roles with --rttm."
         )
     return path

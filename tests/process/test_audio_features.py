@@ -49,7 +49,7 @@ def test_click_is_in_the_middle_of_its_frames_window(frame):
     audio[round((frame + 0.5) / 25 * SAMPLE_RATE)] = 1.0
     energy = mel_features(audio, SAMPLE_RATE, 50)[frame].mean(-1)
     heard = np.flatnonzero(energy > -0.99)
-    # A click is heard by the four analysis windows of 50 ms around it; their middle is the click, give or take the rounding to a step.
+    # A click is heard by the four analysis windows of 50 ms around it: their middle is the click, to within a step.
     assert abs(heard.mean() - 7.5) <= 1.0
     far = mel_features(audio, SAMPLE_RATE, 50)[(frame + 25) % 50]
     assert (far == -1.0).all()
@@ -63,7 +63,7 @@ def test_windows_of_neighbouring_frames_overlap_consistently():
     np.testing.assert_array_equal(mel[10, :], mel_features(audio, SAMPLE_RATE, 50)[10])
     first = [int(np.abs(full - row).sum(-1).argmin()) for row in mel[10:16, 0]]
     assert first[5] - first[0] == 16
-    for t, step in zip(range(10, 16), first):
+    for t, step in zip(range(10, 16), first, strict=True):
         middle = (step + 7.5) * 200 / SAMPLE_RATE
         assert abs(middle - (t + 0.5) / 25) <= 0.00625 + 1e-9
 
@@ -123,7 +123,8 @@ def test_sound_of_a_video_is_aligned_with_its_first_frame(tmp_path):
 
 
 def write_media(path, samples, rate, video_frames=0, audio_delay=0.0):
-    """AAC sound [channels, S], optionally beside a grey 25 fps video; `audio_delay` moves the sound later by its timestamps."""
+    """AAC sound [channels, S], optionally beside a grey 25 fps video; `audio_delay` moves the sound later by its
+    timestamps."""
     with av.open(str(path), "w") as container:
         audio = container.add_stream("aac", rate=rate, layout="mono" if len(samples) == 1 else "stereo")
         if video_frames:
@@ -131,10 +132,14 @@ def write_media(path, samples, rate, video_frames=0, audio_delay=0.0):
             video.width = video.height = 64
             video.pix_fmt = "yuv420p"
             for _ in range(video_frames):
-                container.mux(video.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), 128, np.uint8), format="rgb24")))
+                container.mux(
+                    video.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), 128, np.uint8), format="rgb24"))
+                )
             container.mux(video.encode(None))
         for start in range(0, samples.shape[1], 1024):
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[:, start : start + 1024]), format="fltp", layout=audio.layout.name)
+            frame = av.AudioFrame.from_ndarray(
+                np.ascontiguousarray(samples[:, start : start + 1024]), format="fltp", layout=audio.layout.name
+            )
             frame.sample_rate = rate
             frame.pts = start + round(audio_delay * rate)
             container.mux(audio.encode(frame))
@@ -145,13 +150,13 @@ def test_bad_files_are_one_clear_sentence(tmp_path):
     with pytest.raises(DialogueError, match="no file"):
         load_audio(tmp_path / "missing.mp4")
     (tmp_path / "text.mp4").write_text("not media at all")
-    with pytest.raises(DialogueError, match="text.mp4"):
+    with pytest.raises(DialogueError, match=r"text\.mp4"):
         load_audio(tmp_path / "text.mp4")
     (tmp_path / "empty.wav").write_bytes(b"")
-    with pytest.raises(DialogueError, match="empty.wav"):
+    with pytest.raises(DialogueError, match=r"empty\.wav"):
         load_audio(tmp_path / "empty.wav")
     save_wav(tmp_path / "nothing.wav", np.zeros(0, np.float32))
-    with pytest.raises(DialogueError, match="nothing.wav is empty"):
+    with pytest.raises(DialogueError, match=r"nothing\.wav is empty"):
         load_audio(tmp_path / "nothing.wav")
     silent = tmp_path / "silent.mp4"
     with av.open(str(silent), "w") as container:

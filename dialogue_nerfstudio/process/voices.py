@@ -1,0 +1,283 @@
+"""Which face each voice belongs to, and who speaks at each frame, from the voices and the lips together.
+
+Conventions. The *opening* of a mouth is the gap between the inner lips divided by the distance between the pupils
+(about 0 closed, 0.3 wide open); NaN where the face was not seen. *Lip activity* is the opening's standard deviation
+within about `lip_window` seconds: moving lips of a speaker are several times livelier than a listener's, smiling or
+still. Its logarithm is modelled as a Gaussian for who speaks and one for who does not; a *lip score* `[T, P]` is the
+log likelihood ratio of the two, positive where the lips speak, 0 where the face was not seen.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy.ndimage import gaussian_filter1d
+from scipy.optimize import linear_sum_assignment
+
+from dialogue_nerfstudio.conversation.roles import SpeechSegment, frames_to_segments
+from dialogue_nerfstudio.process.diarization import viterbi
+
+UPPER_INNER_LIP, LOWER_INNER_LIP = 13, 14
+RIGHT_PUPIL, LEFT_PUPIL = 468, 473
+"""Points of MediaPipe's face mesh with irises."""
+
+
+@dataclass
+class VoiceConfig:
+    """How much lips and voices are believed."""
+
+    lip_window: float = 0.15
+    """Standard deviation (s) of the Gaussian window that lip activity is taken over."""
+    speaking_activity: float = 0.03
+    """Typical lip activity of a speaker, in pupil distances."""
+    listening_activity: float = 0.006
+    """Typical lip activity of a listener."""
+    still_activity: float = 0.003
+    """Lips that stay below this never speak."""
+    speaking_spread: float = 0.5
+    """Standard deviation of the logarithm of a speaker's activity."""
+    listening_spread: float = 0.8
+    """The same of a listener's."""
+    prior_seconds: float = 4.0
+    """The typical activities weigh as much as this much of the recording when they are fitted to each face."""
+    voice_reliability: float = 0.9
+    """Probability that a voice was recognised rightly at an instant."""
+    independent_seconds: float = 0.4
+    """Instants closer than this tell the same thing twice."""
+    switch_cost: float = 1.0
+    """Log odds against a change of speaker."""
+    rounds: int = 4
+    """Rounds of fitting activities and roles to each other."""
+
+
+@dataclass
+class VoiceAssignment:
+    """Who speaks when, and how sure that is."""
+
+    segments: list[SpeechSegment]
+    """Speech of each participant, by id; edges lie between frames."""
+    voice_to_participant: dict[str, str]
+    """The face each voice was given to; empty where the lips decided alone."""
+    confidence: dict[str, float]
+    """For each voice, the share (0-1) of its time in which its face's lips moved most like a speaker's; 1 / number of
+    faces is chance."""
+    disagreement: float
+    """Share (0-1) of the speech in which the voice's face is not the one that the lips alone would name."""
+    method: Literal["single", "voices+lips", "lips", "silent"]
+    """"single": there is one participant; "voices+lips": both were fused; "lips": the voices could not be told apart
+    or told nothing, lip activity decided who speaks whenever there was speech; "silent": no speech, or a single
+    participant's lips never moved."""
+    reason: str = ""
+    """Why a method other than "voices+lips" was used, in a sentence for the user."""
+    speaking: Bool[np.ndarray, "num_frames num_participants"] = field(
+        default_factory=lambda: np.zeros((0, 0), bool), repr=False
+    )
+    """The same per frame, in the order of the given mouth openings."""
+
+
+def mouth_opening(
+    landmarks: Float[np.ndarray, "num_frames 478 2"], visible: Bool[np.ndarray, " num_frames"]
+) -> Float[np.ndarray, " num_frames"]:
+    """Gap of the inner lips over pupil distance from MediaPipe's refined mesh (px); NaN where the face was not seen."""
+    gap = np.linalg.norm(landmarks[:, UPPER_INNER_LIP] - landmarks[:, LOWER_INNER_LIP], axis=-1)
+    eyes = np.linalg.norm(landmarks[:, RIGHT_PUPIL] - landmarks[:, LEFT_PUPIL], axis=-1)
+    return np.where(visible, gap / np.maximum(eyes, 1e-6), np.nan)
+
+
+def lip_activity(
+    opening: Float[np.ndarray, " num_frames"], fps: float, window: float
+) -> Float[np.ndarray, " num_frames"]:
+    """Local standard deviation of the opening in a Gaussian window of `window` seconds, over the frames that were
+    seen; NaN where fewer than half were."""
+    seen = np.isfinite(opening)
+    values = np.where(seen, opening, 0.0)
+    sigma = window * fps
+    weight = gaussian_filter1d(seen.astype(np.float64), sigma)
+    mean = gaussian_filter1d(values, sigma) / np.maximum(weight, 1e-9)
+    variance = gaussian_filter1d(np.where(seen, (values - mean) ** 2, 0.0), sigma) / np.maximum(weight, 1e-9)
+    return np.where(weight >= 0.5, np.sqrt(variance), np.nan)
+
+
+def lip_scores(
+    activity: Float[np.ndarray, "num_frames num_participants"],
+    speaking_level: Float[np.ndarray, " num_participants"],
+    listening_level: Float[np.ndarray, " num_participants"],
+    config: VoiceConfig,
+) -> Float[np.ndarray, "num_frames num_participants"]:
+    """log N(log a; speaking) - log N(log a; listening) for each face, 0 where it was not seen; levels are means of log
+    activity."""
+    value = np.log(np.maximum(activity, 1e-4))
+    speaking = -0.5 * ((value - speaking_level) / config.speaking_spread) ** 2 - np.log(config.speaking_spread)
+    listening = -0.5 * ((value - listening_level) / config.listening_spread) ** 2 - np.log(config.listening_spread)
+    # Far out in the tails the wider Gaussian always wins; livelier lips must never count against speaking.
+    ratio = np.where(value > speaking_level, np.maximum(speaking - listening, 0.0), speaking - listening)
+    return np.where(np.isfinite(activity), np.clip(ratio, -6.0, 6.0), 0.0)
+
+
+def fit_levels(
+    activity: Float[np.ndarray, "num_frames num_participants"],
+    speaking: Bool[np.ndarray, "num_frames num_participants"],
+    fps: float,
+    config: VoiceConfig,
+) -> tuple[Float[np.ndarray, " num_participants"], Float[np.ndarray, " num_participants"]]:
+    """Mean log activity of each face while it speaks and while it does not, with the configured ones as a prior of
+    `prior_seconds`."""
+    value = np.log(np.maximum(activity, 1e-4))
+    weight = config.prior_seconds * fps
+    levels = []
+    for chosen, prior in ((speaking, config.speaking_activity), (~speaking, config.listening_activity)):
+        use = chosen & np.isfinite(activity)
+        levels.append((np.where(use, value, 0.0).sum(0) + weight * np.log(prior)) / (use.sum(0) + weight))
+    return levels[0], levels[1]
+
+
+def match_voices(evidence: Float[np.ndarray, "num_voices num_participants"]) -> Int[np.ndarray, " num_voices"]:
+    """A face for each voice with the largest sum of evidence: one to one (Hungarian) as far as faces suffice, further
+    voices take their best face."""
+    match = evidence.argmax(1)
+    voices, faces = linear_sum_assignment(-evidence)
+    match[voices] = faces
+    return match
+
+
+def fuse_roles(
+    speech: Bool[np.ndarray, " num_frames"],
+    voice_face: Int[np.ndarray, " num_frames"],
+    scores: Float[np.ndarray, "num_frames num_participants"],
+    fps: float,
+    config: VoiceConfig,
+) -> Bool[np.ndarray, "num_frames num_participants"]:
+    """Who speaks at each frame with speech: the best path through the participants under both witnesses.
+
+    `voice_face` is the participant whose voice was recognised, -1 where there is no opinion. Per frame, participant p
+    scores the lip score plus the log likelihood of hearing that voice from p, both divided by the number of frames
+    that tell the same thing; a change of speaker costs `switch_cost`.
+    """
+    num_frames, num_participants = scores.shape
+    others = max(num_participants - 1, 1)
+    heard = np.full((num_frames, num_participants), np.log((1 - config.voice_reliability) / others))
+    known = voice_face >= 0
+    heard[known, voice_face[known]] = np.log(config.voice_reliability)
+    heard[~known] = 0.0
+    emission = (scores + heard) / max(config.independent_seconds * fps, 1.0)
+    speaking = np.zeros((num_frames, num_participants), bool)
+    frames = np.flatnonzero(speech)
+    if len(frames):
+        speaking[frames, viterbi(emission[frames], config.switch_cost)] = True
+    return speaking
+
+
+def assign_voices(
+    segments: Sequence[SpeechSegment],
+    openings: Mapping[str, Float[np.ndarray, " num_frames"]],
+    fps: float,
+    config: VoiceConfig | None = None,
+) -> VoiceAssignment:
+    """Give each voice to the face whose lips move with it, then decide each frame's speaker from voices and lips
+    together.
+
+    `segments` are a diarizer's, whatever it calls its voices; `openings` are the participants' mouth openings, all of
+    one length. Where the voices are no help (one voice for several faces, or several voices from one face), the lips
+    alone decide, and `method` and `reason` say so.
+    """
+    config = config or VoiceConfig()
+    ids = list(openings)
+    activity = np.stack([lip_activity(openings[name], fps, config.lip_window) for name in ids], axis=-1)
+    num_frames, num_participants = activity.shape
+    voices = sorted({segment.speaker for segment in segments})
+    voice = _voice_per_frame(segments, voices, num_frames, fps)
+    speech = voice >= 0
+    if not speech.any():
+        return VoiceAssignment(
+            [], {}, {}, 0.0, "silent", "there is no speech in the sound", np.zeros((num_frames, num_participants), bool)
+        )
+    if num_participants == 1:
+        return _assign_single(speech, voices, activity, ids, fps, config)
+
+    speaking_level = np.full(num_participants, np.log(config.speaking_activity))
+    listening_level = np.full(num_participants, np.log(config.listening_activity))
+    for _ in range(config.rounds):
+        scores = lip_scores(activity, speaking_level, listening_level, config)
+        lips_alone = fuse_roles(speech, np.full(num_frames, -1), scores, fps, config)
+        match = match_voices(_evidence(voice, scores, len(voices)))
+        reason = _why_voices_are_no_help(voice, scores, voices, ids, match, fps, config)
+        voice_face = np.full(num_frames, -1) if reason else np.where(speech, match[voice], -1)
+        speaking = fuse_roles(speech, voice_face, scores, fps, config)
+        speaking_level, listening_level = fit_levels(activity, speaking, fps, config)
+
+    best = scores.argmax(1)
+    confidence = {name: float((best[voice == k] == match[k]).mean()) for k, name in enumerate(voices)}
+    named = match[voice[speech]]
+    return VoiceAssignment(
+        segments=frames_to_segments(speaking, ids, fps),
+        voice_to_participant={} if reason else {name: ids[match[k]] for k, name in enumerate(voices)},
+        confidence=confidence,
+        disagreement=float((lips_alone[speech].argmax(1) != named).mean()),
+        method="lips" if reason else "voices+lips",
+        reason=reason,
+        speaking=speaking,
+    )
+
+
+def _voice_per_frame(
+    segments: Sequence[SpeechSegment], voices: list[str], num_frames: int, fps: float
+) -> Int[np.ndarray, " num_frames"]:
+    """Index of the voice at each frame's centre, -1 for silence; where two overlap, the one that began later."""
+    voice = np.full(num_frames, -1)
+    centres = (np.arange(num_frames) + 0.5) / fps
+    for segment in sorted(segments, key=lambda segment: segment.start):
+        voice[(centres >= segment.start) & (centres < segment.end)] = voices.index(segment.speaker)
+    return voice
+
+
+def _evidence(
+    voice: Int[np.ndarray, " num_frames"], scores: Float[np.ndarray, "num_frames p"], num_voices: int
+) -> Float[np.ndarray, "num_voices p"]:
+    """Sum of each face's lip score over each voice's frames, less the mean over faces."""
+    contrast = scores - scores.mean(1, keepdims=True)
+    return np.stack([contrast[voice == k].sum(0) for k in range(num_voices)])
+
+
+def _why_voices_are_no_help(
+    voice, scores, voices: list[str], ids: list[str], match, fps: float, config: VoiceConfig
+) -> str:
+    """A sentence where the recognised voices say nothing about the faces, otherwise nothing."""
+    heard = [k for k in range(len(voices)) if (voice == k).any()]
+    if len(heard) == 1:
+        return f"only one voice was recognised for {len(ids)} people, so the lips alone decide who speaks"
+    evidence = _evidence(voice, scores, len(voices))[heard] / max(config.independent_seconds * fps, 1.0)
+    chosen = match[heard]
+    given = evidence[np.arange(len(heard)), chosen]
+    best = evidence.max(1)
+    # The lips' log odds for voices that share a face, against a face for every voice: beyond a reasonable doubt.
+    if len(heard) <= len(ids) and (best - given).sum() > 3.0:
+        face = ids[int(evidence.argmax(1)[(best - given).argmax()])]
+        return (
+            f"several recognised voices all sound while the lips of '{face}' move, so the lips alone decide who speaks"
+        )
+    return ""
+
+
+def _assign_single(
+    speech, voices: list[str], activity, ids: list[str], fps: float, config: VoiceConfig
+) -> VoiceAssignment:
+    """One participant: all speech is theirs, unless their lips never move."""
+    during = activity[speech, 0]
+    during = during[np.isfinite(during)]
+    if len(during) and np.quantile(during, 0.95) < config.still_activity:
+        reason = f"the lips of '{ids[0]}' never move, so the speech is somebody else's"
+        return VoiceAssignment(
+            [], {}, {name: 0.0 for name in voices}, 1.0, "silent", reason, np.zeros((len(speech), 1), bool)
+        )
+    moving = float((during >= config.still_activity).mean()) if len(during) else 0.0
+    speaking = speech[:, None].copy()
+    return VoiceAssignment(
+        segments=frames_to_segments(speaking, ids, fps),
+        voice_to_participant={name: ids[0] for name in voices},
+        confidence={name: moving for name in voices},
+        disagreement=1.0 - moving if len(during) else 0.0,
+        method="single",
+        reason="there is one participant",
+        speaking=speaking,
+    )

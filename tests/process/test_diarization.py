@@ -1,0 +1,202 @@
+"""Diarization: the mathematics on embeddings with known truth, the networks on synthetic voices, the error rate on a
+real conversation."""
+
+import numpy as np
+import pytest
+import torch
+
+from dialogue_nerfstudio.conversation.errors import DialogueError
+from dialogue_nerfstudio.conversation.roles import read_rttm
+from dialogue_nerfstudio.metrics.diarization import diarization_error
+from dialogue_nerfstudio.process import diarization
+from dialogue_nerfstudio.process.audio_features import SAMPLE_RATE, load_audio
+from dialogue_nerfstudio.process.diarization import (
+    DiarizationConfig,
+    centroids,
+    diarize,
+    embed_voice,
+    label_intervals,
+    load_voice_encoder,
+    separate_voices,
+    speech_intervals,
+    viterbi,
+    voice_mel,
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def voice(pitch: float, formants: tuple[float, float, float], seconds: float, seed: int) -> np.ndarray:
+    """Harmonics of a wandering pitch under three formants, in syllables: enough for a voice encoder to tell two
+    apart."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    knots = np.linspace(0, seconds, int(seconds * 4) + 2)
+    phase = 2 * np.pi * np.cumsum(pitch * np.interp(time, knots, rng.uniform(0.9, 1.1, len(knots)))) / SAMPLE_RATE
+    shift = np.interp(time, knots, rng.uniform(0.85, 1.15, len(knots)))
+    sound = np.zeros_like(time)
+    for harmonic in range(1, int(4000 / pitch)):
+        level = sum(np.exp(-(((harmonic * pitch - f * shift) / 120.0) ** 2)) for f in formants) + 0.02
+        sound += level / harmonic**0.5 * np.sin(harmonic * phase)
+    syllables = 0.15 + np.clip(np.sin(2 * np.pi * 4.0 * time), 0, 1)
+    return (0.1 * sound * syllables / np.abs(sound).max()).astype(np.float32)
+
+
+def brute_force(scores: np.ndarray, cost: float) -> float:
+    paths = np.stack(np.meshgrid(*[np.arange(scores.shape[1])] * len(scores), indexing="ij"), -1).reshape(
+        -1, len(scores)
+    )
+    totals = scores[np.arange(len(scores)), paths].sum(1) - cost * (np.diff(paths, axis=1) != 0).sum(1)
+    return totals.max()
+
+
+@pytest.mark.parametrize("cost", [0.0, 0.3, 2.0])
+def test_viterbi_finds_the_best_of_all_paths(cost):
+    scores = np.random.default_rng(0).normal(size=(7, 3))
+    path = viterbi(scores, cost)
+    total = scores[np.arange(7), path].sum() - cost * (np.diff(path) != 0).sum()
+    assert total == pytest.approx(brute_force(scores, cost))
+
+
+def test_viterbi_without_cost_is_argmax_and_with_a_huge_one_never_changes():
+    scores = np.random.default_rng(1).normal(size=(50, 4))
+    np.testing.assert_array_equal(viterbi(scores, 0.0), scores.argmax(1))
+    assert (viterbi(scores, 1e6) == scores.sum(0).argmax()).all()
+
+
+def noisy_voices(truth: np.ndarray, noise: float) -> np.ndarray:
+    rng = np.random.default_rng(3)
+    means = np.abs(rng.normal(size=(truth.max() + 1, 256)))
+    embeddings = np.abs(means[truth] + noise * rng.normal(size=(len(truth), 256)))
+    return (embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("num_speakers", [2, 3])
+def test_voices_with_known_turns_are_recovered(num_speakers):
+    truth = np.repeat(np.random.default_rng(2).permutation(np.arange(12) % num_speakers), 20)
+    labels = separate_voices(noisy_voices(truth, 1.0), num_speakers, DiarizationConfig())
+    agreement = np.array([[(labels[truth == k] == j).mean() for j in range(num_speakers)] for k in range(num_speakers)])
+    assert (agreement.max(1) > 0.98).all() and len(set(agreement.argmax(1))) == num_speakers
+
+
+def test_path_mends_single_wrong_instants():
+    truth = np.repeat([0, 1, 0, 1], 40)
+    embeddings = noisy_voices(truth, 0.3)
+    embeddings[50] = embeddings[5]
+    labels = separate_voices(embeddings, 2, DiarizationConfig())
+    assert labels[50] == labels[49] == labels[51] != labels[5]
+
+
+def test_centroids_are_unit_means_and_zero_where_nobody_is():
+    embeddings = np.eye(3, dtype=np.float32)
+    means = centroids(embeddings, np.array([0, 0, 1]), 3)
+    np.testing.assert_allclose(means[0], [2**-0.5, 2**-0.5, 0], atol=1e-6)
+    np.testing.assert_array_equal(means[2], 0)
+
+
+def test_speech_intervals_have_hysteresis_and_join_pauses():
+    step = diarization.VAD_STEP
+    config = DiarizationConfig(speech_padding=0.0, min_speech=0.1, min_silence=0.1)
+    probability = np.array(
+        [0.0] * 5 + [0.9] * 5 + [0.4] * 5 + [0.1] * 2 + [0.9] * 5 + [0.1] * 10 + [0.8] * 2 + [0.0] * 5
+    )
+    # 0.4 does not end speech, two steps (64 ms) of pause are joined, and a burst of 64 ms is dropped.
+    assert speech_intervals(probability, 10.0, config) == [(pytest.approx(5 * step), pytest.approx(22 * step))]
+
+
+def test_padding_stays_inside_the_sound():
+    probability = np.ones(10)
+    assert speech_intervals(probability, 0.3, DiarizationConfig()) == [(0.0, 0.3)]
+
+
+def test_intervals_are_cut_half_way_and_voices_named_by_appearance():
+    times = np.array([0.1, 0.2, 0.3, 1.1, 1.2])
+    segments = label_intervals([(0.05, 0.35), (1.05, 1.25)], times, np.array([1, 1, 0, 0, 1]))
+    assert [(round(s.start, 3), round(s.end, 3), s.speaker) for s in segments] == [
+        (0.05, 0.25, "voice0"),
+        (0.25, 0.35, "voice1"),
+        (1.05, 1.15, "voice1"),
+        (1.15, 1.25, "voice0"),
+    ]
+
+
+def test_voice_mel_raises_quiet_sound_only():
+    quiet = 0.001 * np.random.default_rng(0).normal(size=SAMPLE_RATE).astype(np.float32)
+    np.testing.assert_allclose(voice_mel(quiet), voice_mel(2 * quiet), rtol=1e-3)
+    loud = 0.2 * np.random.default_rng(0).normal(size=SAMPLE_RATE).astype(np.float32)
+    np.testing.assert_allclose(4 * voice_mel(loud), voice_mel(2 * loud), rtol=1e-3)
+    assert voice_mel(np.zeros(SAMPLE_RATE, np.float32)).shape == (101, 40)
+
+
+def test_embeddings_are_unit_and_tell_voices_apart():
+    low, high = voice(100, (600, 1100, 2400), 3.0, 0), voice(230, (850, 1900, 3000), 3.0, 1)
+    times = np.arange(0.5, 2.5, 0.1)
+    embeddings = [embed_voice(sound, times, DiarizationConfig()) for sound in (low, high)]
+    for one in embeddings:
+        np.testing.assert_allclose(np.linalg.norm(one, axis=1), 1.0, atol=1e-5)
+        assert (one >= 0).all()
+    inside = np.mean([(one @ one.T).mean() for one in embeddings])
+    assert (embeddings[0] @ embeddings[1].T).mean() < inside - 0.1
+
+
+def test_batches_do_not_matter():
+    sound, times = voice(120, (600, 1100, 2400), 1.0, 0), np.arange(0.0, 1.0, 0.1)
+    np.testing.assert_allclose(
+        embed_voice(sound, times, DiarizationConfig(batch_size=3)),
+        embed_voice(sound, times, DiarizationConfig()),
+        atol=1e-5,
+    )
+
+
+def test_two_synthetic_voices_are_told_apart(monkeypatch):
+    low, high = voice(100, (600, 1100, 2400), 8.0, 0), voice(230, (850, 1900, 3000), 8.0, 1)
+    parts, truth = [], []
+    for turn in range(6):
+        source, name = (low, "low") if turn % 2 == 0 else (high, "high")
+        start = len(np.concatenate(parts)) / SAMPLE_RATE if parts else 0.0
+        parts += [source[turn * 16_000 : turn * 16_000 + 24_000], np.zeros(4_000, np.float32)]
+        truth.append(diarization.SpeechSegment(start, start + 1.5, name))
+    audio = np.concatenate(parts)
+    # Silero rightly doubts buzzing harmonics; where they sound is known here.
+    known = (np.arange(len(audio) // 512 + 1) * 512 % 28_000 < 24_000).astype(np.float32)
+    monkeypatch.setattr(diarization, "speech_probability", lambda sound: known)
+    segments = diarize(audio, SAMPLE_RATE, 2, DiarizationConfig(speech_padding=0.0))
+    assert diarization_error(truth, segments, len(audio) / SAMPLE_RATE)["der"] < 0.1
+    assert segments == diarize(audio, SAMPLE_RATE, 2, DiarizationConfig(speech_padding=0.0))
+
+
+def test_silence_and_nothing_have_no_speech():
+    assert diarize(np.zeros(SAMPLE_RATE, np.float32), SAMPLE_RATE, 2) == []
+    assert diarize(np.zeros(0, np.float32), SAMPLE_RATE, 2) == []
+
+
+def test_threads_of_torch_are_left_alone():
+    torch.set_num_threads(2)
+    diarize(np.zeros(SAMPLE_RATE, np.float32), SAMPLE_RATE, 2)
+    load_voice_encoder()
+    assert torch.get_num_threads() == 2
+
+
+def test_missing_packages_are_named(monkeypatch):
+    monkeypatch.setattr(diarization.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DialogueError, match="pip install silero-vad"):
+        diarize(np.zeros(SAMPLE_RATE, np.float32), SAMPLE_RATE, 2)
+    with pytest.raises(DialogueError, match=r"pip install --no-deps Resemblyzer==0\.1\.4"):
+        load_voice_encoder()
+
+
+@pytest.mark.shared
+def test_error_rate_of_a_real_conversation(shared_clips):
+    audio = load_audio(shared_clips / "conversation_30s.wav")
+    reference = read_rttm(shared_clips / "conversation_30s.rttm")
+    segments = diarize(audio, SAMPLE_RATE, 2)
+    assert diarization_error(reference, segments, 30.0)["der"] < 0.22
+    alone = diarize(audio, SAMPLE_RATE, 1)
+    assert {segment.speaker for segment in alone} == {"voice0"}
+    assert diarization_error(reference, alone, 30.0)["miss"] < 0.12

@@ -1,0 +1,155 @@
+"""Voices to faces, on lips and turns that are known."""
+
+import numpy as np
+import pytest
+
+from dialogue_nerfstudio.conversation.roles import SpeechSegment, frames_to_segments
+from dialogue_nerfstudio.metrics.tracking import role_accuracy
+from dialogue_nerfstudio.process.voices import (
+    VoiceConfig,
+    assign_voices,
+    fit_levels,
+    fuse_roles,
+    lip_activity,
+    lip_scores,
+    match_voices,
+    mouth_opening,
+)
+
+FPS = 25.0
+
+
+def conversation(num_people: int, seed: int, turns: int = 10, swap: bool = False):
+    """True roles [T, P], openings by id, and segments whose voices are right but for ragged edges."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(25, 80, turns)
+    speaker = np.repeat(np.arange(turns) % num_people, lengths)
+    pause = np.concatenate([[False] * (n - 6) + [True] * 6 for n in lengths])
+    speaking = (speaker[:, None] == np.arange(num_people)) & ~pause[:, None]
+    time = np.arange(len(speaker)) / FPS
+    openings = {}
+    for person in range(num_people):
+        syllables = np.abs(np.sin(2 * np.pi * (2.3 + 0.3 * person) * time + rng.uniform(0, 6))) * rng.uniform(
+            0.5, 1.5, len(time)
+        )
+        smile = 0.05 * np.clip(np.sin(2 * np.pi * 0.15 * time + person), 0, 1)
+        openings[f"p{person}"] = np.where(speaking[:, person], 0.12 * syllables, smile) + 0.003 * rng.normal(
+            size=len(time)
+        )
+    order = list(range(num_people))[::-1] if swap else list(range(num_people))
+    shifted = np.roll(speaking, 2, axis=0)
+    segments = frames_to_segments(shifted, [f"voice{order[p]}" for p in range(num_people)], FPS)
+    return speaking, openings, segments
+
+
+@pytest.mark.parametrize("num_people", [2, 3])
+@pytest.mark.parametrize("swap", [False, True])
+def test_each_voice_gets_the_face_that_moves_with_it(num_people, swap):
+    speaking, openings, segments = conversation(num_people, seed=0, swap=swap)
+    result = assign_voices(segments, openings, FPS)
+    expected = {f"voice{num_people - 1 - p if swap else p}": f"p{p}" for p in range(num_people)}
+    assert result.voice_to_participant == expected
+    assert result.method == "voices+lips" and result.reason == ""
+    assert min(result.confidence.values()) > 0.6 and result.disagreement < 0.15
+    assert role_accuracy(result.speaking, speaking)["per_frame"] > 0.9
+    assert {segment.speaker for segment in result.segments} == set(openings)
+
+
+def test_wrong_turns_of_the_diarizer_are_mended_by_the_lips():
+    speaking, openings, segments = conversation(2, seed=1)
+    broken = [
+        SpeechSegment(s.start, s.end, {"voice0": "voice1", "voice1": "voice0"}[s.speaker]) if i == 4 else s
+        for i, s in enumerate(segments)
+    ]
+    fused = assign_voices(broken, openings, FPS)
+    assert fused.method == "voices+lips"
+    assert role_accuracy(fused.speaking, speaking)["per_frame"] > 0.9
+
+
+def test_one_voice_for_two_people_falls_back_on_lips_and_says_so():
+    speaking, openings, segments = conversation(2, seed=2)
+    result = assign_voices([SpeechSegment(s.start, s.end, "voice0") for s in segments], openings, FPS)
+    assert result.method == "lips" and "one voice" in result.reason and result.voice_to_participant == {}
+    assert role_accuracy(result.speaking, speaking)["per_frame"] > 0.88
+
+
+def test_two_voices_from_one_face_fall_back_on_lips_and_say_so():
+    speaking, openings, _ = conversation(2, seed=3)
+    openings["p1"] = 0.002 * np.random.default_rng(0).normal(size=len(speaking))
+    segments = [
+        SpeechSegment(s.start, s.end, f"voice{i % 2}")
+        for i, s in enumerate(frames_to_segments(speaking[:, :1], ["p0"], FPS))
+    ]
+    result = assign_voices(segments, openings, FPS)
+    assert result.method == "lips" and "'p0'" in result.reason
+    assert {segment.speaker for segment in result.segments} == {"p0"}
+
+
+def test_unseen_faces_leave_the_decision_to_the_voices():
+    speaking, openings, segments = conversation(2, seed=4)
+    hidden = {name: opening.copy() for name, opening in openings.items()}
+    hidden["p0"][150:250] = np.nan
+    hidden["p1"][180:260] = np.nan
+    result = assign_voices(segments, hidden, FPS)
+    assert result.method == "voices+lips"
+    assert role_accuracy(result.speaking, speaking)["per_frame"] > 0.88
+
+
+def test_one_participant_gets_all_speech_unless_the_lips_never_move():
+    speaking, openings, _ = conversation(2, seed=5)
+    mine = frames_to_segments(speaking[:, :1], ["voice0"], FPS)
+    result = assign_voices(mine, {"ann": openings["p0"]}, FPS)
+    assert result.method == "single" and result.voice_to_participant == {"voice0": "ann"}
+    np.testing.assert_array_equal(result.speaking, speaking[:, :1])
+    still = assign_voices(mine, {"ann": np.full(len(speaking), 0.1)}, FPS)
+    assert still.method == "silent" and still.segments == [] and "'ann'" in still.reason
+
+
+def test_no_speech():
+    result = assign_voices([], {"a": np.zeros(50), "b": np.zeros(50)}, FPS)
+    assert result.method == "silent" and result.segments == [] and result.speaking.shape == (50, 2)
+
+
+def test_matching_is_one_to_one_even_where_one_face_is_best_for_both():
+    assert match_voices(np.array([[5.0, 4.0], [3.0, 0.0]])).tolist() == [1, 0]
+    assert match_voices(np.array([[1.0, 0.0], [0.0, 1.0], [0.2, 0.9]])).tolist() == [0, 1, 1]
+
+
+def test_activity_of_a_sine_is_its_deviation():
+    time = np.arange(200) / FPS
+    activity = lip_activity(0.1 * np.sin(2 * np.pi * 4.0 * time), FPS, 0.2)
+    np.testing.assert_allclose(activity[50:150], 0.1 / np.sqrt(2), rtol=0.1)
+    assert np.isnan(lip_activity(np.full(20, np.nan), FPS, 0.2)).all()
+    np.testing.assert_allclose(lip_activity(np.full(50, 0.2), FPS, 0.2), 0.0, atol=1e-12)
+
+
+def test_scores_rise_with_activity_and_unseen_is_zero():
+    config = VoiceConfig()
+    activity = np.geomspace(1e-3, 1.0, 50)[:, None]
+    level = np.log(np.array([config.speaking_activity])), np.log(np.array([config.listening_activity]))
+    scores = lip_scores(activity, *level, config)[:, 0]
+    assert scores[0] < -1 and scores.argmax() > 15 and (scores[activity[:, 0] > 0.02] >= 0).all()
+    assert lip_scores(np.full((3, 1), np.nan), *level, config).tolist() == [[0.0]] * 3
+
+
+def test_levels_follow_the_data_when_there_is_much_of_it():
+    speaking = np.arange(10_000)[:, None] < 5_000
+    activity = np.where(speaking, 0.08, 0.02)
+    levels = fit_levels(activity, speaking, FPS, VoiceConfig())
+    np.testing.assert_allclose(np.exp(levels), [[0.08], [0.02]], rtol=0.05)
+    prior = fit_levels(activity, np.zeros_like(speaking), FPS, VoiceConfig())
+    assert np.exp(prior[0][0]) == pytest.approx(VoiceConfig().speaking_activity)
+
+
+def test_nobody_speaks_where_there_is_no_speech():
+    speech = np.array([False] * 10 + [True] * 30 + [False] * 10)
+    roles = fuse_roles(speech, np.where(speech, 1, -1), np.zeros((50, 2)), FPS, VoiceConfig())
+    assert not roles[~speech].any() and roles[speech, 1].all() and not roles[:, 0].any()
+
+
+def test_opening_is_in_pupil_distances():
+    landmarks = np.zeros((2, 478, 2), np.float32)
+    landmarks[:, 473] = (40.0, 0.0)
+    landmarks[:, 14] = (0.0, 10.0)
+    opening = mouth_opening(landmarks, np.array([True, False]))
+    assert opening[0] == pytest.approx(0.25) and np.isnan(opening[1])
