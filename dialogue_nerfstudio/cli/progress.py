@@ -1,23 +1,27 @@
-"""A progress display for commands of several stages: a row a stage, each with its own estimate of the time left."""
+"""A progress display for commands of several stages: a bar over all of them and one for each, with the time left."""
 
-import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Optional
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+OVERALL = "all"
+
 
 class StageProgress:
-    """Rows of progress bars, called as `progress(stage, done, total)` by whatever does the work.
+    """Bars that fill as `progress(stage, done, total)` is called by whatever does the work. Use as a context manager.
 
-    A stage's row appears with its first call and counts as finished when done == total, or when the next one starts. The
-    seconds each stage took stay in `seconds`. Use as a context manager.
+    Args:
+        shares: stage → how long it takes relative to the others; there is a bar over all of them, with an estimate of the
+            whole time left. Without shares, each stage has only its own.
+        console: where to; stdout if None.
     """
 
-    def __init__(self, console: Optional[Console] = None) -> None:
-        self.progress = Progress(
-            TextColumn("{task.description:<28}"),
+    def __init__(self, shares: Optional[Mapping[str, float]] = None, console: Optional[Console] = None) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description:<14}"),
             BarColumn(bar_width=30),
             TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),
@@ -25,21 +29,28 @@ class StageProgress:
             TimeRemainingColumn(),
             console=console or Console(),
         )
-        self.seconds: dict[str, float] = {}
-        self._tasks: dict[str, int] = {}
-        self._started: dict[str, float] = {}
+        self._shares = dict(shares or {})
+        self._fractions: dict[str, float] = {}
+        self._tasks = {}
+        if self._shares:
+            self._tasks[OVERALL] = self._progress.add_task(OVERALL, total=sum(self._shares.values()))
 
     def __call__(self, stage: str, done: float, total: float) -> None:
         """Report that `done` of `total` (in any unit) of `stage` is finished."""
-        now = time.perf_counter()
         if stage not in self._tasks:
-            self._tasks[stage] = self.progress.add_task(stage, total=max(total, 1e-9))
-            self._started[stage] = now
-        self.progress.update(self._tasks[stage], completed=done, total=max(total, 1e-9))
-        self.seconds[stage] = now - self._started[stage]
+            self._tasks[stage] = self._progress.add_task(stage, total=1.0)
+        self._fractions[stage] = min(1.0, done / total) if total > 0 else 1.0
+        self._progress.update(self._tasks[stage], completed=self._fractions[stage])
+        if self._shares:
+            self._progress.update(self._tasks[OVERALL], completed=self.overall)
+
+    @property
+    def overall(self) -> float:
+        """Shares done so far."""
+        return sum(self._shares.get(stage, 0.0) * fraction for stage, fraction in self._fractions.items())
 
     def __enter__(self) -> "StageProgress":
-        self.progress.start()
+        self._progress.start()
         return self
 
     def __exit__(
@@ -48,4 +59,4 @@ class StageProgress:
         error: Optional[BaseException],
         traceback: Optional[TracebackType],
     ) -> None:
-        self.progress.stop()
+        self._progress.stop()
