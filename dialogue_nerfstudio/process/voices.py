@@ -18,10 +18,6 @@ from scipy.optimize import linear_sum_assignment
 from dialogue_nerfstudio.conversation.roles import SpeechSegment, frames_to_segments
 from dialogue_nerfstudio.process.diarization import viterbi
 
-UPPER_INNER_LIP, LOWER_INNER_LIP = 13, 14
-RIGHT_PUPIL, LEFT_PUPIL = 468, 473
-"""Points of MediaPipe's face mesh with irises."""
-
 
 @dataclass
 class VoiceConfig:
@@ -74,15 +70,6 @@ class VoiceAssignment:
         default_factory=lambda: np.zeros((0, 0), bool), repr=False
     )
     """The same per frame, in the order of the given mouth openings."""
-
-
-def mouth_opening(
-    landmarks: Float[np.ndarray, "num_frames 478 2"], visible: Bool[np.ndarray, " num_frames"]
-) -> Float[np.ndarray, " num_frames"]:
-    """Gap of the inner lips over pupil distance from MediaPipe's refined mesh (px); NaN where the face was not seen."""
-    gap = np.linalg.norm(landmarks[:, UPPER_INNER_LIP] - landmarks[:, LOWER_INNER_LIP], axis=-1)
-    eyes = np.linalg.norm(landmarks[:, RIGHT_PUPIL] - landmarks[:, LEFT_PUPIL], axis=-1)
-    return np.where(visible, gap / np.maximum(eyes, 1e-6), np.nan)
 
 
 def lip_activity(

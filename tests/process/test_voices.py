@@ -13,7 +13,6 @@ from dialogue_nerfstudio.process.voices import (
     lip_activity,
     lip_scores,
     match_voices,
-    mouth_opening,
 )
 
 FPS = 25.0
@@ -145,11 +144,3 @@ def test_nobody_speaks_where_there_is_no_speech():
     speech = np.array([False] * 10 + [True] * 30 + [False] * 10)
     roles = fuse_roles(speech, np.where(speech, 1, -1), np.zeros((50, 2)), FPS, VoiceConfig())
     assert not roles[~speech].any() and roles[speech, 1].all() and not roles[:, 0].any()
-
-
-def test_opening_is_in_pupil_distances():
-    landmarks = np.zeros((2, 478, 2), np.float32)
-    landmarks[:, 473] = (40.0, 0.0)
-    landmarks[:, 14] = (0.0, 10.0)
-    opening = mouth_opening(landmarks, np.array([True, False]))
-    assert opening[0] == pytest.approx(0.25) and np.isnan(opening[1])
