@@ -1,0 +1,74 @@
+"""The torso's deformation field D: where a point of person space lies in the torso's canonical space.
+
+Conventions: positions are normalised to [−1, 1] in the torso's box; conditions are one row a frame. D starts as the
+identity: its last layer is zero.
+"""
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dialogue_nerfstudio.fields.conditioning import (
+    frame_matmul,
+    frequency_encoding,
+    frequency_encoding_size,
+    hidden_layers,
+)
+
+
+@dataclass
+class DeformationConfig:
+    """The deformation field's size."""
+
+    position_frequencies: int = 3
+    """Octaves of γ(x); few, because cloth and shoulders move smoothly."""
+    hidden_width: int = 32
+    """Units of each hidden layer."""
+    hidden_layers: int = 2
+    """Hidden layers."""
+
+
+class Deformation(nn.Module):
+    """D in x′ = x + D(γ(x), γ(et)), DialogueNeRF section 4.2, "Deformation Field for Torso" (after Nerfies).
+
+    The product of the first layer with γ(et) is taken once a frame.
+    """
+
+    def __init__(self, config: DeformationConfig, condition_size: int):
+        super().__init__()
+        self.config = config
+        encoded = frequency_encoding_size(3, config.position_frequencies)
+        self.position_layer = nn.Linear(encoded, config.hidden_width, bias=False)
+        self.condition_layer = nn.Linear(condition_size, config.hidden_width)
+        self.hidden = nn.Sequential(*hidden_layers(config.hidden_width, config.hidden_layers))
+        self.output_layer = nn.Linear(config.hidden_width, 3)
+        nn.init.zeros_(self.output_layer.weight)
+        nn.init.zeros_(self.output_layer.bias)
+
+    def forward(
+        self,
+        positions: Float[Tensor, "num_samples 3"],
+        condition: Float[Tensor, "num_frames condition_size"],
+        counts: Sequence[int],
+    ) -> Float[Tensor, "num_samples 3"]:
+        """How far every sample's canonical position lies from it, in the units of `positions`.
+
+        Args:
+            positions: in [−1, 1], the samples of frame 0 first.
+            condition: γ(et), one row a frame.
+            counts: samples of each frame.
+        """
+        encoded = frequency_encoding(positions, self.config.position_frequencies)
+        ones = encoded.new_ones(encoded.shape[0], 1)
+        weights = torch.cat(
+            [
+                self.position_layer.weight.t().expand(condition.shape[0], -1, -1),
+                self.condition_layer(condition).unsqueeze(1),
+            ],
+            dim=1,
+        )
+        hidden = self.hidden(frame_matmul(torch.cat([encoded, ones], dim=-1), weights, counts))
+        return self.output_layer(hidden)

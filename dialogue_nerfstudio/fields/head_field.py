@@ -1,0 +1,175 @@
+"""Head field: density and colour of every participant's head, moved by audio or expression and by the eyes.
+
+Conventions: positions are metres in head space, directions unit vectors in head space; samples lie frame after frame
+(`counts`), and `rays[i]` is the row of sample i in per-ray tables. Density is 1/m, colour 0 … 1.
+"""
+
+from dataclasses import dataclass, field
+from typing import List, Literal, Optional, Sequence, Tuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from dialogue_nerfstudio.encodings.hash_grid import HashGrid, HashGridConfig
+from dialogue_nerfstudio.fields.conditioning import (
+    DIRECTION_SIZE,
+    direction_encoding,
+    exponential_density,
+    frame_matmul,
+    hidden_layers,
+)
+from dialogue_nerfstudio.fields.latent_codes import LatentCodes
+from dialogue_nerfstudio.fields.signal_encoder import HeadSignal
+
+GridSharing = Literal["per-participant", "shared"]
+
+
+@dataclass
+class HeadFieldConfig:
+    """The head field's size; the defaults suit a CPU."""
+
+    grid: HashGridConfig = field(default_factory=HashGridConfig)
+    """The hash grid over the head's box."""
+    hidden_width: int = 32
+    """Units of each hidden layer."""
+    density_layers: int = 2
+    """Hidden layers of the density network."""
+    colour_layers: int = 1
+    """Hidden layers of the colour network."""
+    geometry_features: int = 16
+    """Features handed from the density to the colour network."""
+    latent_size: int = 8
+    """Width of z_shape and of z_app."""
+    face_regions: int = 4
+    """Regions that region attention tells apart for the face code."""
+    eye_regions: int = 2
+    """Regions that it tells apart for the code of blink and gaze."""
+    initial_density: float = 3.0
+    """Density of the untrained field, 1/m: about half of the light passes a head's depth of it."""
+
+
+class ParticipantGrids(nn.Module):
+    """One hash grid a participant, or one for all, over a box of each participant."""
+
+    def __init__(self, config: HashGridConfig, sharing: GridSharing, boxes: Float[Tensor, "participants 2 3"]):
+        super().__init__()
+        self.sharing = sharing
+        self.grids = nn.ModuleList(HashGrid(config) for _ in range(len(boxes) if sharing == "per-participant" else 1))
+        self.register_buffer("box_min", boxes[:, 0].clone())
+        self.register_buffer("box_size", (boxes[:, 1] - boxes[:, 0]).clone())
+
+    @property
+    def out_dim(self) -> int:
+        return self.grids[0].out_dim
+
+    def normalise(self, positions: Float[Tensor, "n 3"], participant: int) -> Float[Tensor, "n 3"]:
+        """Metres to [0, 1] within the participant's box."""
+        return (positions - self.box_min[participant]) / self.box_size[participant]
+
+    def forward(self, unit_positions: Float[Tensor, "n 3"], participant: int) -> Float[Tensor, "n features"]:
+        """Features at positions of [0, 1]; positions outside get those of the box's surface."""
+        grid = self.grids[participant if self.sharing == "per-participant" else 0]
+        return grid(unit_positions.clamp(0.0, 1.0)).float()
+
+
+class HeadField(nn.Module):
+    """grid(x) ⊕ z_shape ⊕ gated signal → σ, features; direction ⊕ z_app ⊕ gated signal → colour.
+
+    DialogueNeRF section 4.2 conditions colour and density on the signal; the gate over space is ER-NeRF's region
+    attention: a weight for each region and sample multiplies the signal, here through a matrix a frame and region, so
+    that the cost does not grow with the signal's width.
+    """
+
+    def __init__(self, config: HeadFieldConfig, sharing: GridSharing, boxes: Float[Tensor, "p 2 3"], face: int, eyes: int):
+        super().__init__()
+        self.config = config
+        width, regions = config.hidden_width, config.face_regions + config.eye_regions
+        self.codes = LatentCodes(len(boxes), config.latent_size)
+        self.grid = ParticipantGrids(config.grid, sharing, boxes)
+        self.gate = nn.Sequential(nn.Linear(self.grid.out_dim, 16), nn.ReLU(), nn.Linear(16, regions))
+
+        self.density_input = nn.Linear(self.grid.out_dim, width, bias=False)
+        self.density_code = nn.Linear(config.latent_size, width)
+        self.density_face = nn.Linear(face, config.face_regions * width, bias=False)
+        self.density_eyes = nn.Linear(eyes, config.eye_regions * width, bias=False)
+        self.density_hidden = nn.Sequential(
+            *hidden_layers(width, config.density_layers), nn.Linear(width, 1 + config.geometry_features)
+        )
+
+        self.colour_input = nn.Linear(config.geometry_features, width, bias=False)
+        self.colour_code = nn.Linear(config.latent_size, width)
+        self.colour_direction = nn.Linear(DIRECTION_SIZE, width, bias=False)
+        self.colour_face = nn.Linear(face, config.face_regions * width, bias=False)
+        self.colour_eyes = nn.Linear(eyes, config.eye_regions * width, bias=False)
+        self.colour_hidden = nn.Sequential(*hidden_layers(width, config.colour_layers), nn.Linear(width, 3))
+
+    def gates(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n regions"]:
+        """Region attention: how much each part of the signal matters at each sample, 0 … 1."""
+        return torch.sigmoid(self.gate(features))
+
+    def _signal_matrices(self, face_layer: nn.Linear, eyes_layer: nn.Linear, signal: HeadSignal) -> Float[Tensor, "f r w"]:
+        num_frames = signal.face.shape[0]
+        return torch.cat(
+            [
+                face_layer(signal.face).view(num_frames, self.config.face_regions, -1),
+                eyes_layer(signal.eyes).view(num_frames, self.config.eye_regions, -1),
+            ],
+            dim=1,
+        )
+
+    def density(
+        self, positions: Float[Tensor, "n 3"], participant: int, signal: HeadSignal, counts: Sequence[int]
+    ) -> Tuple[Float[Tensor, " n"], Float[Tensor, "n geometry"], Float[Tensor, "n regions"]]:
+        """(density, geometry features, gates) of samples.
+
+        Args:
+            positions: metres in head space.
+            participant: whose head.
+            signal: one row a frame.
+            counts: samples of each frame.
+        """
+        features = self.grid(self.grid.normalise(positions, participant), participant)
+        gates = self.gates(features)
+        shape_code, _ = self.codes.of(participant)
+        num_frames = signal.face.shape[0]
+        matrices = torch.cat(
+            [
+                self.density_input.weight.t().expand(num_frames, -1, -1),
+                self._signal_matrices(self.density_face, self.density_eyes, signal),
+                self.density_code(shape_code).expand(num_frames, 1, -1),
+            ],
+            dim=1,
+        )
+        inputs = torch.cat([features, gates, gates.new_ones(gates.shape[0], 1)], dim=-1)
+        output = self.density_hidden(frame_matmul(inputs, matrices, counts))
+        return exponential_density(output[:, 0], self.config.initial_density), output[:, 1:], gates
+
+    def colour(
+        self,
+        geometry: Float[Tensor, "n geometry"],
+        gates: Float[Tensor, "n regions"],
+        directions: Float[Tensor, "num_rays 3"],
+        rays: Int[Tensor, " n"],
+        participant: int,
+        signal: HeadSignal,
+        counts: Sequence[int],
+    ) -> Float[Tensor, "n 3"]:
+        """Colour of samples, from what `density` returned.
+
+        Args:
+            directions: of every ray, unit vectors in head space.
+            rays: the ray of each sample.
+        """
+        _, appearance_code = self.codes.of(participant)
+        num_frames = signal.face.shape[0]
+        matrices = torch.cat(
+            [
+                self.colour_input.weight.t().expand(num_frames, -1, -1),
+                self._signal_matrices(self.colour_face, self.colour_eyes, signal),
+            ],
+            dim=1,
+        )
+        per_ray = self.colour_direction(direction_encoding(directions)) + self.colour_code(appearance_code)
+        hidden = frame_matmul(torch.cat([geometry, gates], dim=-1), matrices, counts) + per_ray.index_select(0, rays)
+        return torch.sigmoid(self.colour_hidden(hidden))

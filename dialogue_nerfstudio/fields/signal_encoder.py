@@ -1,0 +1,83 @@
+"""Signal encoder: what a frame's head is conditioned on, from audio or expression by role, and from the eyes.
+
+Conventions: one row a frame. `from_audio[f]` says whether audio (a speaker) or expression (a listener) moves the face
+of frame f; blink and gaze reach both.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from dialogue_nerfstudio.fields.audio_net import AudioNet, AudioNetConfig
+
+EYES_SIZE = 6
+"""Blink (left, right) and gaze (left yaw, left pitch, right yaw, right pitch)."""
+
+GAZE_SCALE = 3.0
+"""A gaze of a third of a radian counts as one, so that blink and gaze have the same size."""
+
+
+@dataclass
+class SignalEncoderConfig:
+    """Sizes of the codes that move a head."""
+
+    audio: AudioNetConfig = field(default_factory=AudioNetConfig)
+    """The audio net; its code size is the width of the face code."""
+    expression_width: int = 64
+    """Hidden units between expression coefficients and the face code."""
+    eyes_size: int = 16
+    """Width of the code of blink and gaze."""
+
+
+@dataclass
+class HeadSignal:
+    """The conditions of a batch's frames."""
+
+    face: Float[Tensor, "num_frames face"]
+    """Code of lips, jaw, cheeks and brows: from audio or from expression."""
+    eyes: Float[Tensor, "num_frames eyes"]
+    """Code of blink and gaze."""
+
+
+class SignalEncoder(nn.Module):
+    """DialogueNeRF section 4.2, "Multi-modal Signal Variation": audio for who speaks, expression for who listens.
+
+    The personal residual means something else on every face, so its first layer is one matrix a participant.
+    """
+
+    def __init__(self, config: SignalEncoderConfig, num_participants: int, expression_size: int, residual_size: int):
+        super().__init__()
+        self.config = config
+        self.audio_net = AudioNet(config.audio)
+        self.expression_layer = nn.Linear(expression_size, config.expression_width)
+        self.residual_layers = nn.Parameter(0.1 * torch.randn(num_participants, residual_size, config.expression_width))
+        self.expression_output = nn.Sequential(nn.ReLU(), nn.Linear(config.expression_width, config.audio.code_size))
+        self.eyes_net = nn.Sequential(
+            nn.Linear(EYES_SIZE, config.eyes_size), nn.ReLU(), nn.Linear(config.eyes_size, config.eyes_size)
+        )
+
+    def forward(
+        self,
+        participant: int,
+        frames: Int[Tensor, " num_frames"],
+        from_audio: Bool[Tensor, " num_frames"],
+        audible: Bool[Tensor, " num_frames"],
+        mel: Float[Tensor, "num_all 16 80"],
+        expression: Float[Tensor, "num_frames expression"],
+        residual: Float[Tensor, "num_frames residual"],
+        blink: Float[Tensor, "num_frames 2"],
+        gaze: Float[Tensor, "num_frames 4"],
+    ) -> HeadSignal:
+        """The conditions of `frames` of one participant; the audio net runs for frames driven by audio only.
+
+        Args:
+            audible: whether the sound is this participant's; where it is not, the audio net hears silence.
+        """
+        hidden = self.expression_layer(expression) + residual @ self.residual_layers[participant]
+        face = self.expression_output(hidden)
+        if bool(from_audio.any()):
+            rows = from_audio.nonzero().squeeze(1)
+            face = face.index_copy(0, rows, self.audio_net(mel, frames[rows], audible[rows]).to(face.dtype))
+        return HeadSignal(face=face, eyes=self.eyes_net(torch.cat([blink, gaze * GAZE_SCALE], dim=-1)))

@@ -1,0 +1,100 @@
+"""Torso field: density and colour of every participant's neck and shoulders, carried along by the head's pose.
+
+Conventions: positions are metres in person space; samples lie frame after frame (`counts`); et is the head's Euler
+angles (rad) and translation (m), one row a frame. Density is 1/m, colour 0 … 1.
+"""
+
+from dataclasses import dataclass, field
+from typing import Sequence, Tuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dialogue_nerfstudio.encodings.hash_grid import HashGridConfig
+from dialogue_nerfstudio.fields.conditioning import (
+    exponential_density,
+    frame_matmul,
+    frequency_encoding,
+    frequency_encoding_size,
+    hidden_layers,
+)
+from dialogue_nerfstudio.fields.deformation import Deformation, DeformationConfig
+from dialogue_nerfstudio.fields.head_field import GridSharing, ParticipantGrids
+from dialogue_nerfstudio.fields.latent_codes import LatentCodes
+
+
+@dataclass
+class TorsoFieldConfig:
+    """The torso field's size; the defaults suit a CPU."""
+
+    grid: HashGridConfig = field(default_factory=HashGridConfig)
+    """The hash grid over the torso's box."""
+    deformation: DeformationConfig = field(default_factory=DeformationConfig)
+    """The deformation field."""
+    deform: bool = True
+    """Whether there is a deformation field (off for the paper's ablation, figure 9)."""
+    pose_frequencies: int = 1
+    """Octaves of γ(et); the paper's 3 let the torso flicker at poses just outside those seen."""
+    hidden_width: int = 32
+    """Units of each hidden layer."""
+    hidden_layers: int = 2
+    """Hidden layers between the grid and density and colour."""
+    latent_size: int = 8
+    """Width of z_shape and of z_app."""
+    initial_density: float = 3.0
+    """Density of the untrained field, 1/m."""
+
+
+class TorsoField(nn.Module):
+    """D(γ(x), γ(et)) → x′; grid(x′) ⊕ γ(et) ⊕ z_shape → σ, features; z_app → colour (DialogueNeRF section 4.2).
+
+    Cloth hardly reflects, so colour does not depend on the direction.
+    """
+
+    def __init__(self, config: TorsoFieldConfig, sharing: GridSharing, boxes: Float[Tensor, "p 2 3"]):
+        super().__init__()
+        self.config = config
+        width = config.hidden_width
+        self.codes = LatentCodes(len(boxes), config.latent_size)
+        self.grid = ParticipantGrids(config.grid, sharing, boxes)
+        condition_size = frequency_encoding_size(6, config.pose_frequencies)
+        if config.deform:
+            self.deformation = Deformation(config.deformation, condition_size)
+        self.input_layer = nn.Linear(self.grid.out_dim, width, bias=False)
+        self.condition_layer = nn.Linear(condition_size + config.latent_size, width)
+        self.hidden = nn.Sequential(*hidden_layers(width, config.hidden_layers))
+        self.density_output = nn.Linear(width, 1)
+        self.colour_code = nn.Linear(config.latent_size, 3)
+        self.colour_output = nn.Linear(width, 3, bias=False)
+
+    def density(
+        self, positions: Float[Tensor, "n 3"], participant: int, et: Float[Tensor, "num_frames 6"], counts: Sequence[int]
+    ) -> Tuple[Float[Tensor, " n"], Float[Tensor, "n width"], Float[Tensor, "n 3"]]:
+        """(density, geometry features, deformation) of samples; the deformation is x′ − x in halves of the torso's box.
+
+        Args:
+            positions: metres in person space.
+            participant: whose torso.
+            et: the head's Euler angles and translation, each scaled to about [−½, ½], one row a frame.
+            counts: samples of each frame.
+        """
+        condition = frequency_encoding(et, self.config.pose_frequencies)
+        unit = self.grid.normalise(positions, participant)
+        shift = torch.zeros_like(unit)
+        if self.config.deform:
+            shift = self.deformation(2.0 * unit - 1.0, condition, counts)
+        features = self.grid(unit + 0.5 * shift, participant)
+        shape_code, _ = self.codes.of(participant)
+        num_frames = et.shape[0]
+        constant = self.condition_layer(torch.cat([condition, shape_code.expand(num_frames, -1)], dim=-1))
+        matrices = torch.cat([self.input_layer.weight.t().expand(num_frames, -1, -1), constant.unsqueeze(1)], dim=1)
+        inputs = torch.cat([features, features.new_ones(features.shape[0], 1)], dim=-1)
+        hidden = self.hidden(frame_matmul(inputs, matrices, counts))
+        density = exponential_density(self.density_output(hidden)[:, 0], self.config.initial_density)
+        return density, hidden, shift
+
+    def colour(self, geometry: Float[Tensor, "n width"], participant: int) -> Float[Tensor, "n 3"]:
+        """Colour of samples, from what `density` returned."""
+        _, appearance_code = self.codes.of(participant)
+        return torch.sigmoid(self.colour_output(geometry) + self.colour_code(appearance_code))

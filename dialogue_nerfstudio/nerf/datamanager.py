@@ -1,0 +1,345 @@
+"""Datamanager: rays of a few frames a step, drawn from memory-mapped frames, more of them where faces move.
+
+Memory does not grow with the recording: pixels are read from the frame store, and whole images are only ever made one at
+a time, for evaluation.
+"""
+
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Dict, List, Literal, Optional, Tuple, Type, Union
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import Parameter
+
+from dialogue_nerfstudio.conversation import Conversation
+from dialogue_nerfstudio.nerf.dataparser import ConversationDataParser, ConversationDataParserConfig
+from dialogue_nerfstudio.nerf.frame_store import FrameStore
+from dialogue_nerfstudio.nerf.landmarks import EYE_LANDMARKS, MOUTH_LANDMARKS
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.datamanagers.base_datamanager import DataManager, VanillaDataManager, VanillaDataManagerConfig
+from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
+from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
+
+REGION_MARGIN = 0.25
+"""A region is its landmarks' bounding box, enlarged by this share of its longer side."""
+
+
+@dataclass
+class DialogueDataManagerConfig(VanillaDataManagerConfig):
+    """Rays of conversation frames. nerfstudio's own options about images, collation and pixel samplers have no effect."""
+
+    _target: Type = field(default_factory=lambda: DialogueDataManager)
+    dataparser: ConversationDataParserConfig = field(default_factory=ConversationDataParserConfig)
+    """The conversation."""
+    train_num_rays_per_batch: int = 1024
+    """Rays a training step."""
+    eval_num_rays_per_batch: int = 1024
+    """Rays of an evaluation step during training."""
+    frames_per_batch: int = 8
+    """Frames whose rays make a step; the audio net runs once for each."""
+    participants_per_batch: int = 1
+    """Participants in a step. One is fastest: only its grids are touched."""
+    face_share: float = 0.3
+    """Share of the rays drawn from the head."""
+    mouth_share: float = 0.12
+    """Share drawn from the box of the mouth."""
+    eyes_share: float = 0.06
+    """Share drawn from the boxes of the eyes."""
+    border_share: float = 0.12
+    """Share drawn from where labels change: silhouette, neckline, chin. The rest is drawn from where the person ever is."""
+    cache_folder: Optional[Path] = None
+    """Where resized frames are kept; None for the user's cache folder."""
+
+
+class DialogueDataset(InputDataset):
+    """Frames of a split with their labels and face boxes, one a camera.
+
+    `image` is [height, width, 3] in 0 … 1 and `label` [height, width, 1]; `head_box`, `mouth_box` are pixel boxes
+    (left, top, right, bottom), empty (zeros) where there is none.
+    """
+
+    def __init__(self, dataparser_outputs: DataparserOutputs, stores: List[FrameStore], regions: "List[FaceRegions]"):
+        # InputDataset's own initialiser deep-copies the metadata, signals and plates of the whole recording.
+        torch.utils.data.Dataset.__init__(self)
+        self._dataparser_outputs = dataparser_outputs
+        self._stores, self._regions = stores, regions
+        self.scale_factor, self.mask_color = 1.0, None
+        self.scene_box = deepcopy(dataparser_outputs.scene_box)
+        self.metadata = dataparser_outputs.metadata
+        self.cameras = dataparser_outputs.cameras
+        self.frames = self.cameras.metadata["frame"].squeeze(-1).tolist()
+        self.participants = self.cameras.metadata["participant"].squeeze(-1).tolist()
+
+    def get_numpy_image(self, image_idx: int) -> np.ndarray:
+        return np.array(self._stores[self.participants[image_idx]].frames[self.frames[image_idx]])
+
+    def get_metadata(self, data: Dict) -> Dict:
+        image_idx = data["image_idx"]
+        participant, frame = self.participants[image_idx], self.frames[image_idx]
+        labels = torch.from_numpy(np.array(self._stores[participant].labels[frame])).unsqueeze(-1)
+        regions = self._regions[participant]
+        return {
+            "label": labels,
+            "mouth_box": torch.from_numpy(regions.mouth[frame]),
+            "participant": participant,
+            "frame": frame,
+        }
+
+
+class FaceRegions:
+    """Boxes (left, top, right, bottom) of the mouth and of both eyes together in every frame, in pixels of the training resolution.
+
+    Args:
+        landmarks: [T, 478, 2], pixels of the crop.
+        visible: [T], frames whose landmarks can be used.
+        scale: (horizontal, vertical) training pixels a crop pixel.
+        height, width: the training resolution.
+    """
+
+    def __init__(
+        self,
+        landmarks: Float[np.ndarray, "num_frames 478 2"],
+        visible: Bool[np.ndarray, " num_frames"],
+        scale: Tuple[float, float],
+        height: int,
+        width: int,
+    ):
+        def boxes(names: List[int]) -> Int[np.ndarray, "num_frames 4"]:
+            points = landmarks[:, names] * np.array(scale)
+            low, high = points.min(axis=1), points.max(axis=1)
+            margin = REGION_MARGIN * (high - low).max(axis=1, keepdims=True)
+            limits = np.array([width, height])
+            box = np.concatenate(
+                [np.clip(np.floor(low - margin), 0, limits), np.clip(np.ceil(high + margin), 0, limits)], axis=1
+            )
+            box[~visible | ~np.isfinite(box).all(axis=1)] = 0
+            return box.astype(np.int64)
+
+        self.mouth = boxes(MOUTH_LANDMARKS)
+        self.eyes = boxes(EYE_LANDMARKS)
+
+    @classmethod
+    def of(cls, conversation: Conversation, participant_id: str, height: int, width: int) -> "FaceRegions":
+        """The regions of a participant of a recording."""
+        tracking = conversation.tracking(participant_id)
+        camera = conversation.participant(participant_id).camera
+        visible = np.asarray(tracking["visible"], dtype=bool)
+        return cls(tracking["landmarks"], visible, (width / camera.width, height / camera.height), height, width)
+
+
+class RaySampler:
+    """Pixels of a participant's frames, drawn by region.
+
+    Args:
+        store: the frames.
+        regions: where mouth and eyes are.
+        config: the shares of the regions.
+        train_frames: frames that may be drawn.
+        seed: of the draws.
+    """
+
+    def __init__(
+        self, store: FrameStore, regions: FaceRegions, config: DialogueDataManagerConfig, train_frames: np.ndarray, seed: int
+    ):
+        self._store, self._regions, self._config = store, regions, config
+        self._train_frames = np.asarray(train_frames)
+        self._rng = np.random.default_rng(seed)
+        probes = self._train_frames[:: max(1, len(self._train_frames) // 64)]
+        ever = np.any([store.labels[frame] > 0 for frame in probes], axis=0)
+        self._active = np.flatnonzero(_dilate(ever, 3))
+
+    def draw(self, num_rays: int, num_frames: int) -> Tuple[Int[np.ndarray, " f"], List[Int[np.ndarray, " r"]]]:
+        """Distinct frames in order, and flat pixel numbers in each."""
+        num_frames = min(num_frames, len(self._train_frames), num_rays)
+        frames = np.sort(self._rng.choice(self._train_frames, num_frames, replace=False))
+        shares = np.diff(np.linspace(0, num_rays, num_frames + 1).astype(int))
+        return frames, [self._pixels(int(frame), int(share)) for frame, share in zip(frames, shares)]
+
+    def _pixels(self, frame: int, num_rays: int) -> Int[np.ndarray, " r"]:
+        config, rng = self._config, self._rng
+        labels = self._store.labels[frame]
+        width = labels.shape[1]
+        drawn = []
+        for share, candidates in (
+            (config.face_share, lambda: np.flatnonzero(labels == 3)),
+            (config.border_share, lambda: np.flatnonzero(_borders(labels))),
+            (config.mouth_share, lambda: _box_pixels(self._regions.mouth[frame], width)),
+            (config.eyes_share, lambda: _box_pixels(self._regions.eyes[frame], width)),
+        ):
+            count = int(round(share * num_rays))
+            if count and len(pixels := candidates()):
+                drawn.append(pixels[rng.integers(len(pixels), size=count)])
+        rest = num_rays - sum(map(len, drawn))
+        pool = self._active if len(self._active) else np.arange(labels.size)
+        drawn.append(pool[rng.integers(len(pool), size=max(0, rest))])
+        return np.concatenate(drawn)[:num_rays]
+
+
+def _dilate(mask: Bool[np.ndarray, "h w"], pixels: int) -> Bool[np.ndarray, "h w"]:
+    import cv2
+
+    return cv2.dilate(mask.astype(np.uint8), np.ones((2 * pixels + 1, 2 * pixels + 1), np.uint8)) > 0
+
+
+def _borders(labels: np.ndarray) -> Bool[np.ndarray, "h w"]:
+    """Pixels whose label differs from a neighbour's, on both sides."""
+    border = np.zeros(labels.shape, dtype=bool)
+    across, down = labels[:, 1:] != labels[:, :-1], labels[1:] != labels[:-1]
+    border[:, 1:] |= across
+    border[:, :-1] |= across
+    border[1:] |= down
+    border[:-1] |= down
+    return border
+
+
+def _box_pixels(box: Int[np.ndarray, "4"], width: int) -> Int[np.ndarray, " n"]:
+    left, top, right, bottom = box
+    return (np.arange(top, bottom)[:, None] * width + np.arange(left, right)[None]).ravel()
+
+
+class DialogueDataManager(VanillaDataManager):
+    """Rays of a conversation for training, whole frames for evaluation."""
+
+    config: DialogueDataManagerConfig
+    train_dataset: DialogueDataset
+    eval_dataset: DialogueDataset
+
+    def __init__(
+        self,
+        config: DialogueDataManagerConfig,
+        device: Union[torch.device, str] = "cpu",
+        test_mode: Literal["test", "val", "inference"] = "val",
+        world_size: int = 1,
+        local_rank: int = 0,
+        **_: object,
+    ):
+        self.config, self.device, self.test_mode = config, device, test_mode
+        self.world_size, self.local_rank = world_size, local_rank
+        self.test_split = "test" if test_mode in ("test", "inference") else "val"
+        if config.data is not None:
+            config.dataparser.data = Path(config.data)
+        else:
+            config.data = config.dataparser.data
+        self.dataparser: ConversationDataParser = config.dataparser.setup()
+        self.includes_time = self.dataparser.includes_time
+        self.train_dataparser_outputs = self.dataparser.get_dataparser_outputs(split="train")
+        conversation = self.dataparser.conversation
+        self._stores: List[FrameStore] = []
+        self._regions: List[FaceRegions] = []
+        for person in conversation.participants:
+            height, width = self.dataparser.training_size(person.camera)
+            self._stores.append(FrameStore(conversation, person.id, height, width, config.cache_folder))
+            self._regions.append(FaceRegions.of(conversation, person.id, height, width))
+        self.train_dataset = DialogueDataset(self.train_dataparser_outputs, self._stores, self._regions)
+        eval_outputs = self.dataparser.get_dataparser_outputs(split=self.test_split)
+        # One set of signals and plates is enough.
+        eval_outputs.metadata = self.train_dataparser_outputs.metadata
+        self.eval_dataset = DialogueDataset(eval_outputs, self._stores, self._regions)
+        self.exclude_batch_keys_from_device = self.train_dataset.exclude_batch_keys_from_device
+        # Also in inference, where the base class would call neither: ns-eval and ns-render need the evaluation loaders.
+        DataManager.__init__(self)
+        if test_mode == "inference":
+            self.setup_eval()
+
+    @property
+    def stores(self) -> List[FrameStore]:
+        """The frames of every participant at the training resolution."""
+        return self._stores
+
+    def setup_train(self) -> None:
+        conversation = self.dataparser.conversation
+        self._samplers = [
+            RaySampler(store, regions, self.config, conversation.train_frames, seed=1000 * self.local_rank + index)
+            for index, (store, regions) in enumerate(zip(self._stores, self._regions))
+        ]
+        self._rng = np.random.default_rng(self.local_rank)
+        self._pixel_directions = [
+            torch.from_numpy(pixel_directions(person.camera, *store.labels.shape[1:])).to(self.device)
+            for person, store in zip(conversation.participants, self._stores)
+        ]
+        self._origins = torch.tensor(
+            np.stack([person.camera.camera_to_person[:, 3] for person in conversation.participants]), dtype=torch.float32
+        ).to(self.device)
+
+    def setup_eval(self) -> None:
+        self.fixed_indices_eval_dataloader = FixedIndicesEvalDataloader(self.eval_dataset, device=self.device)
+        self.eval_dataloader = RandIndicesEvalDataloader(self.eval_dataset, device=self.device)
+        self._eval_rng = np.random.default_rng(0)
+
+    def next_train(self, step: int) -> Tuple[RayBundle, Dict[str, Tensor]]:
+        """Rays sorted by participant and frame, and their colours and labels."""
+        self.train_count += 1
+        count = min(self.config.participants_per_batch, len(self._samplers))
+        chosen = np.sort(self._rng.choice(len(self._samplers), count, replace=False))
+        return self._batch([int(participant) for participant in chosen])
+
+    def _batch(self, participants: List[int]) -> Tuple[RayBundle, Dict[str, Tensor]]:
+        origins, directions, images, labels, frame_rows, participant_rows = [], [], [], [], [], []
+        rays = np.diff(np.linspace(0, self.config.train_num_rays_per_batch, len(participants) + 1).astype(int))
+        for participant, num_rays in zip(participants, rays):
+            frames, pixels = self._samplers[participant].draw(int(num_rays), self.config.frames_per_batch)
+            store = self._stores[participant]
+            for frame, frame_pixels in zip(frames, pixels):
+                images.append(store.frames[frame].reshape(-1, 3)[frame_pixels])
+                labels.append(store.labels[frame].reshape(-1)[frame_pixels])
+                frame_rows.append(np.full(len(frame_pixels), frame))
+            flat = torch.from_numpy(np.concatenate(pixels)).to(self.device)
+            directions.append(self._pixel_directions[participant][flat])
+            origins.append(self._origins[participant].expand(len(flat), 3))
+            participant_rows.append(torch.full((len(flat),), participant))
+        direction = torch.cat(directions)
+        frame = torch.from_numpy(np.concatenate(frame_rows)).to(self.device).unsqueeze(-1)
+        participant = torch.cat(participant_rows).to(self.device).unsqueeze(-1)
+        bundle = RayBundle(
+            origins=torch.cat(origins),
+            directions=direction,
+            pixel_area=torch.ones_like(direction[:, :1]),
+            camera_indices=participant,
+            metadata={"frame": frame, "participant": participant},
+        )
+        image = torch.from_numpy(np.concatenate(images)).to(self.device).float() / 255.0
+        return bundle, {"image": image, "label": torch.from_numpy(np.concatenate(labels)).to(self.device).long()}
+
+    def next_eval(self, step: int) -> Tuple[RayBundle, Dict[str, Tensor]]:
+        """Rays of one held-out frame, evenly drawn."""
+        self.eval_count += 1
+        index = int(self._eval_rng.integers(len(self.eval_dataset)))
+        batch = self.eval_dataset[index]
+        image, labels = batch["image"].to(self.device), batch["label"].to(self.device)
+        pixels = torch.from_numpy(
+            self._eval_rng.integers(labels.numel(), size=min(self.config.eval_num_rays_per_batch, labels.numel()))
+        ).to(self.device)
+        camera = self.eval_dataset.cameras[index : index + 1].to(self.device)
+        bundle = camera.generate_rays(camera_indices=0, keep_shape=True).flatten()[pixels]
+        return bundle, {"image": image.view(-1, 3)[pixels], "label": labels.view(-1)[pixels].long()}
+
+    def next_eval_image(self, step: int) -> Tuple[Cameras, Dict]:
+        """A held-out frame."""
+        return next(iter(self.eval_dataloader))
+
+    def get_train_rays_per_batch(self) -> int:
+        return self.config.train_num_rays_per_batch
+
+    def get_eval_rays_per_batch(self) -> int:
+        return self.config.eval_num_rays_per_batch
+
+    def get_datapath(self) -> Path:
+        return Path(self.config.dataparser.data)
+
+    def get_param_groups(self) -> Dict[str, List[Parameter]]:
+        return {}
+
+
+def pixel_directions(camera: "Camera", height: int, width: int) -> Float[np.ndarray, "pixels 3"]:  # noqa: F821
+    """Unit directions in person space through the centre of every pixel of the frame resized to height × width."""
+    rows, columns = np.mgrid[0:height, 0:width] + 0.5
+    x = (columns * camera.width / width - camera.cx) / camera.focal
+    y = -(rows * camera.height / height - camera.cy) / camera.focal
+    directions = np.stack([x, y, -np.ones_like(x)], axis=-1).reshape(-1, 3) @ camera.camera_to_person[:, :3].T
+    return (directions / np.linalg.norm(directions, axis=-1, keepdims=True)).astype(np.float32)

@@ -1,0 +1,563 @@
+"""Dialogue model: head and torso fields of all participants, composited together over the recorded background.
+
+Conventions: rays are in person space (metres) of the participant they show, sorted by participant and then frame while
+they are rendered. P participants, T frames of the timeline, F frames in a batch, R rays, S samples a ray.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Dict, List, Literal, Optional, Set, Tuple, Type, Union
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from dialogue_nerfstudio.conversation import DialogueError
+from dialogue_nerfstudio.conversation.video import HEAD, NECK, TORSO
+from dialogue_nerfstudio.fields.head_field import GridSharing, HeadField, HeadFieldConfig
+from dialogue_nerfstudio.fields.signal_encoder import HeadSignal, SignalEncoder, SignalEncoderConfig
+from dialogue_nerfstudio.fields.torso_field import TorsoField, TorsoFieldConfig
+from dialogue_nerfstudio.nerf.dataparser import RecordedPerson
+from dialogue_nerfstudio.nerf.panel import DialoguePanel
+from dialogue_nerfstudio.nerf.plates import Plates
+from dialogue_nerfstudio.nerf.signals import ConversationSignals
+from dialogue_nerfstudio.rendering.boxes import intersect_box
+from dialogue_nerfstudio.rendering.march import Source, march
+from dialogue_nerfstudio.rendering.occupancy import OccupancyGrid, OccupancyGridConfig
+from dialogue_nerfstudio.rendering.rays import rays_into
+from dialogue_nerfstudio.rendering.sampling import stratified
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.scene_box import OrientedBox
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
+from nerfstudio.models.base_model import Model, ModelConfig
+
+Drive = Literal["role", "audio", "expression"]
+DRIVES: Tuple[Drive, ...] = ("role", "audio", "expression")
+
+
+@dataclass
+class DialogueModelConfig(ModelConfig):
+    """The avatars of a conversation in one network; the defaults suit a CPU."""
+
+    _target: Type = field(default_factory=lambda: DialogueModel)
+    enable_collider: bool = False
+    eval_num_rays_per_chunk: int = 16384
+    """Rays rendered at a time; more need more memory and are hardly faster."""
+
+    drive: Drive = "role"
+    """What moves faces: audio for who speaks and expression for who listens (role, as in the paper), or one for all."""
+    drive_dropout: float = 0.3
+    """In training by role, how often a speaker's face follows expression instead of audio, so that the trained avatars
+    can be driven by either."""
+    grid_sharing: GridSharing = "per-participant"
+    """Hash tables for each participant with shared networks, or one table told apart by latent codes only."""
+    head: HeadFieldConfig = field(default_factory=HeadFieldConfig)
+    """The head field."""
+    torso: TorsoFieldConfig = field(default_factory=TorsoFieldConfig)
+    """The torso field."""
+    signals: SignalEncoderConfig = field(default_factory=SignalEncoderConfig)
+    """The signal encoder."""
+
+    head_samples: int = 24
+    """Samples along a ray within the head's box."""
+    torso_samples: int = 12
+    """Samples along a ray within the torso's box."""
+    colour_threshold: float = 1e-3
+    """Samples that weigh less than this get no colour of their own."""
+    termination_threshold: float = 1e-2
+    """While rendering, torso samples of which less than this can be seen past the head are not evaluated."""
+    occupancy: OccupancyGridConfig = field(default_factory=OccupancyGridConfig)
+    """Which cells of a box are evaluated at all."""
+    occupancy_interval: int = 16
+    """Steps between updates of the occupancy grids."""
+
+    photometric_coefficient: float = 1.0
+    """Squared colour error: DFA-NeRF equation 11, DialogueNeRF section 4.2."""
+    mask_coefficient: float = 0.01
+    """Squared error of head and torso opacity against the labels, so that neither explains the other: this project's."""
+    entropy_coefficient: float = 1e-4
+    """Binary entropy of a ray's opacity, against half-transparent silhouettes: RAD-NeRF."""
+    gate_coefficient: float = 1e-4
+    """Mean region attention, so that the signal reaches only where it is needed: ER-NeRF's off-face gate norm."""
+    deformation_coefficient: float = 1e-3
+    """Squared length of the torso's deformation, in box halves, against drift of the canonical torso: this project's."""
+
+
+@dataclass
+class FrameConditions:
+    """What is constant over each frame of a batch, of one participant."""
+
+    participant: int
+    signal: HeadSignal
+    rotation: Float[Tensor, "F 3 3"]
+    translation: Float[Tensor, "F 3"]
+    et: Float[Tensor, "F 6"]
+    """Euler angles and translation, scaled to about [−½, ½] over the frames of training."""
+
+
+class DialogueModel(Model):
+    """DialogueNeRF's renderer: one pair of fields for everybody, one compositing for head, torso and background.
+
+    Keyword arguments from the dataset's metadata: `people` and `signals`. Signals are non-persistent buffers: replace
+    them with `set_signals` to animate trained avatars to something else.
+    """
+
+    config: DialogueModelConfig
+
+    def populate_modules(self) -> None:
+        super().populate_modules()
+        people: List[RecordedPerson] = self.kwargs["metadata"]["people"]
+        signals: ConversationSignals = self.kwargs["metadata"]["signals"]
+        train_frames = torch.as_tensor(self.kwargs["metadata"]["train_frames"])
+        if self.config.drive not in DRIVES:
+            raise DialogueError(f"there is no drive '{self.config.drive}'; choose one of {', '.join(DRIVES)}.")
+        self._training_heights: List[int] = self.kwargs["metadata"]["training_heights"]
+        self.participant_ids = [person.id for person in people]
+        self._signal_facts = signals
+        for name, tensor in signals.tensors.items():
+            self.register_buffer(f"signal_{name}", tensor, persistent=False)
+        self.plates = Plates([person.camera for person in people], [person.plate for person in people])
+
+        head_boxes = torch.tensor(np.stack([person.head_box for person in people]), dtype=torch.float32)
+        torso_boxes = torch.tensor(np.stack([person.torso_box for person in people]), dtype=torch.float32)
+        self.signal_encoder = SignalEncoder(
+            self.config.signals, len(people), signals.expression.shape[-1], signals.residual.shape[-1]
+        )
+        self.head_field = HeadField(
+            self.config.head,
+            self.config.grid_sharing,
+            head_boxes,
+            self.config.signals.audio.code_size,
+            self.config.signals.eyes_size,
+        )
+        self.torso_field = TorsoField(self.config.torso, self.config.grid_sharing, torso_boxes)
+
+        self.head_occupancy = nn.ModuleList(OccupancyGrid(box, self.config.occupancy) for box in head_boxes)
+        self.torso_occupancy = nn.ModuleList(OccupancyGrid(box, self.config.occupancy) for box in torso_boxes)
+
+        for name, grids in (("head_hull", self.head_occupancy), ("torso_hull", self.torso_occupancy)):
+            self.register_buffer(name, torch.ones(len(people), len(grids[0].occupied), dtype=torch.bool))
+
+        et = torch.cat([signals.euler, signals.translation], dim=-1)[:, train_frames]
+        middle = 0.5 * (et.amax(dim=1) + et.amin(dim=1))
+        self.register_buffer("et_middle", middle)
+        self.register_buffer("et_range", (et.amax(dim=1) - et.amin(dim=1)).clamp_min(1e-3))
+        self.register_buffer("residual_scale", signals.residual[:, train_frames].std(dim=1, unbiased=False).clamp_min(1e-3))
+        self.trained_drives: Set[str] = set()
+        self.panel = DialoguePanel(
+            self.participant_ids, DRIVES, self.config.drive, lambda: self.num_frames, signals.fps
+        )
+
+    # Signals -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def num_frames(self) -> int:
+        """Length of the timeline now."""
+        return self.signal_mel.shape[0]
+
+    @property
+    def signals(self) -> ConversationSignals:
+        """The timeline that frames are rendered from."""
+        tensors = {name: getattr(self, f"signal_{name}") for name in self._signal_facts.tensors}
+        return replace(self._signal_facts, **tensors)
+
+    def set_signals(self, signals: ConversationSignals) -> None:
+        """Animates the avatars to another timeline.
+
+        Raises:
+            DialogueError: it is for other participants, or in another expression basis.
+        """
+        facts = self._signal_facts
+        if signals.participant_ids != facts.participant_ids:
+            raise DialogueError(
+                f"these signals are for {', '.join(signals.participant_ids)}; the avatars are "
+                f"{', '.join(facts.participant_ids)}."
+            )
+        if signals.expression_basis != facts.expression_basis or signals.residual.shape[-1] != facts.residual.shape[-1]:
+            raise DialogueError(
+                f"these signals are in the expression basis '{signals.expression_basis}' with "
+                f"{signals.residual.shape[-1]} residual components; the avatars use '{facts.expression_basis}' with "
+                f"{facts.residual.shape[-1]}."
+            )
+        # All at once: a viewer may be rendering, and must never see half of each.
+        self._buffers.update(
+            {f"signal_{name}": tensor.to(self.device) for name, tensor in signals.tensors.items()}
+        )
+
+    def from_audio(
+        self, participant: int, frames: Int[Tensor, " F"], drive: Drive
+    ) -> Tuple[Bool[Tensor, " F"], Bool[Tensor, " F"]]:
+        """(whether audio moves the face, whether that audio is this participant's) for each frame.
+
+        Driven by audio, somebody who does not speak hears silence in place of the partner's voice.
+        """
+        speaking = self.signal_speaking[participant, frames]
+        if drive == "role":
+            return speaking, speaking
+        if drive == "audio":
+            return torch.ones_like(speaking), speaking
+        return torch.zeros_like(speaking), speaking
+
+    def conditions(self, participant: int, frames: Int[Tensor, " F"], drive: Drive) -> FrameConditions:
+        """Everything constant over `frames` of a participant; the audio net runs here, once a frame."""
+        from_audio, audible = self.from_audio(participant, frames, drive)
+        if self.training and self.config.drive == "role" and self.config.drive_dropout > 0:
+            from_audio = from_audio & (torch.rand(len(frames), device=frames.device) >= self.config.drive_dropout)
+        self._check_trained(from_audio)
+        signal = self.signal_encoder(
+            participant,
+            frames,
+            from_audio,
+            audible,
+            self.signal_mel,
+            self.signal_expression[participant, frames],
+            self.signal_residual[participant, frames] / self.residual_scale[participant],
+            self.signal_blink[participant, frames],
+            self.signal_gaze[participant, frames],
+        )
+        et = torch.cat([self.signal_euler[participant, frames], self.signal_translation[participant, frames]], dim=-1)
+        # Beyond the poses of training the torso holds still rather than guess.
+        et = ((et - self.et_middle[participant]) / self.et_range[participant]).clamp(-0.75, 0.75)
+        return FrameConditions(
+            participant=participant,
+            signal=signal,
+            rotation=self.signal_rotation[participant, frames],
+            translation=self.signal_translation[participant, frames],
+            et=et,
+        )
+
+    def _check_trained(self, from_audio: Bool[Tensor, " F"]) -> None:
+        """Notes in training which signals moved a face; at render time refuses one that never did."""
+        for name, used in (("audio", from_audio.any()), ("expression", (~from_audio).any())):
+            if not bool(used):
+                continue
+            if self.training:
+                self.trained_drives.add(name)
+            elif self.trained_drives and name not in self.trained_drives:
+                raise DialogueError(
+                    f"these avatars were trained without {name} (--pipeline.model.drive {self.config.drive}) and cannot "
+                    f"be driven by it; use another drive, or train with --pipeline.model.drive role."
+                )
+
+    # Rendering ---------------------------------------------------------------------------------------------------------
+
+    def render_rays(
+        self,
+        origins: Float[Tensor, "R 3"],
+        directions: Float[Tensor, "R 3"],
+        ray_frames: Int[Tensor, " R"],
+        conditions: FrameConditions,
+        background: Float[Tensor, "R 3"],
+        background_depth: Float[Tensor, " R"],
+    ) -> Dict[str, Tensor]:
+        """One participant over the background.
+
+        Args:
+            origins, directions: in person space, directions of unit length, sorted by frame.
+            ray_frames: the row of `conditions` of each ray, ascending.
+            conditions: of the frames.
+            background: what the rays see behind the person, and its distance.
+
+        Returns:
+            rgb [R, 3], depth, accumulation, head, torso [R, 1]; in training also the regularised quantities.
+        """
+        regularised: Dict[str, Tensor] = {}
+        sources = [
+            self._head_source(origins, directions, ray_frames, conditions, regularised),
+            self._torso_source(origins, directions, ray_frames, conditions, regularised),
+        ]
+        marched = march(
+            sources,
+            background,
+            weight_threshold=self.config.colour_threshold,
+            transmittance_threshold=0.0 if self.training else self.config.termination_threshold,
+            perturb=self.training,
+        )
+        if self.training:
+            for source, samples, weights in zip(sources, marched.samples, marched.composite.weights):
+                source.occupancy.mark_visible(samples.points, weights.detach())
+        seen = marched.composite
+        remaining = 1.0 - seen.accumulation
+        return {
+            "rgb": seen.rgb,
+            "depth": (seen.accumulation * seen.depth + remaining * background_depth).unsqueeze(-1),
+            "accumulation": seen.accumulation.unsqueeze(-1),
+            "head": seen.opacity[:, :1],
+            "torso": seen.opacity[:, 1:],
+            **(regularised if self.training else {}),
+        }
+
+    def _head_source(
+        self,
+        origins: Float[Tensor, "R 3"],
+        directions: Float[Tensor, "R 3"],
+        ray_frames: Int[Tensor, " R"],
+        conditions: FrameConditions,
+        regularised: Dict[str, Tensor],
+    ) -> Source:
+        """A participant's head, with the rays carried into head space."""
+        participant, signal, num_frames = conditions.participant, conditions.signal, len(conditions.et)
+        head_origins, head_directions = rays_into(
+            origins, directions, conditions.rotation[ray_frames], conditions.translation[ray_frames]
+        )
+
+        def density(points: Tensor, rays: Tensor) -> Tuple[Tensor, Tuple[Tensor, ...]]:
+            counts = samples_per_frame(ray_frames, rays, num_frames)
+            value, geometry, gates = self.head_field.density(points, participant, signal, counts)
+            if self.training and len(gates):
+                regularised["gate_mean"] = gates.mean()
+            return value, (geometry, gates)
+
+        def colour(geometry: Tuple[Tensor, ...], _: Tensor, rays: Tensor) -> Tensor:
+            counts = samples_per_frame(ray_frames, rays, num_frames)
+            return self.head_field.colour(*geometry, head_directions, rays, participant, signal, counts)
+
+        occupancy = self.head_occupancy[participant]
+        near, far = self._interval(occupancy, head_origins, head_directions)
+        return Source(
+            head_origins, head_directions, near, far, self.config.head_samples, density, colour, occupancy
+        )
+
+    def _torso_source(
+        self,
+        origins: Float[Tensor, "R 3"],
+        directions: Float[Tensor, "R 3"],
+        ray_frames: Int[Tensor, " R"],
+        conditions: FrameConditions,
+        regularised: Dict[str, Tensor],
+    ) -> Source:
+        """A participant's neck and torso, in person space."""
+        participant, num_frames = conditions.participant, len(conditions.et)
+
+        def density(points: Tensor, rays: Tensor) -> Tuple[Tensor, Tuple[Tensor, ...]]:
+            counts = samples_per_frame(ray_frames, rays, num_frames)
+            value, geometry, shift = self.torso_field.density(points, participant, conditions.et, counts)
+            if self.training and len(shift):
+                regularised["shift_squared"] = shift.square().sum(dim=-1).mean()
+            return value, (geometry,)
+
+        def colour(geometry: Tuple[Tensor, ...], _: Tensor, __: Tensor) -> Tensor:
+            return self.torso_field.colour(*geometry, participant)
+
+        occupancy = self.torso_occupancy[participant]
+        near, far = self._interval(occupancy, origins, directions)
+        return Source(origins, directions, near, far, self.config.torso_samples, density, colour, occupancy)
+
+    def _interval(
+        self, occupancy: OccupancyGrid, origins: Float[Tensor, "R 3"], directions: Float[Tensor, "R 3"]
+    ) -> Tuple[Float[Tensor, " R"], Float[Tensor, " R"]]:
+        """Where rays are within a box between its first and its last occupied cell.
+
+        Looking cells up is far cheaper than evaluating fields there, and the samples that follow lie closer together.
+        """
+        near, far = intersect_box(origins, directions, occupancy.box[0], occupancy.box[1])
+        probes = self.config.occupancy.resolution
+        hit = (far > near).nonzero().squeeze(-1)
+        t, width = stratified(near[hit], far[hit], probes)
+        occupied = occupancy.query_along(origins[hit], directions[hit], t)
+        last = probes - 1 - occupied.flip(-1).byte().argmax(dim=-1)
+        first = occupied.byte().argmax(dim=-1)
+        bin_width, any_occupied = width[:, 0], occupied.any(dim=-1)
+        tight_near = near[hit] + first * bin_width
+        tight_far = torch.where(any_occupied, near[hit] + (last + 1) * bin_width, tight_near)
+        return near.index_copy(0, hit, tight_near), far.index_copy(0, hit, tight_far)
+
+    def get_outputs(self, ray_bundle: Union[RayBundle, Cameras]) -> Dict[str, Any]:
+        """Rays of any participants and frames; nerfstudio calls this in training."""
+        assert isinstance(ray_bundle, RayBundle), "cameras go through get_outputs_for_camera"
+        num_rays = len(ray_bundle)
+        metadata = ray_bundle.metadata
+        if "frame" in metadata:
+            frames, participants = metadata["frame"].view(-1), metadata["participant"].view(-1)
+        else:
+            frame, participant = self.resolve_frame(None, None)
+            frames = torch.full((num_rays,), frame, device=self.device)
+            participants = torch.full((num_rays,), participant, device=self.device)
+        origins, directions = ray_bundle.origins.view(-1, 3), ray_bundle.directions.view(-1, 3)
+        keys = participants * self.num_frames + frames
+        order = None
+        if bool((keys[1:] < keys[:-1]).any()):
+            keys, order = torch.sort(keys, stable=True)
+            origins, directions = origins[order], directions[order]
+        pairs, rows = torch.unique_consecutive(keys, return_inverse=True)
+        pair_participants = torch.div(pairs, self.num_frames, rounding_mode="floor")
+        parts = []
+        for participant in torch.unique_consecutive(pair_participants).tolist():
+            pair_rows = (pair_participants == participant).nonzero().squeeze(-1)
+            first, last = int(pair_rows[0]), int(pair_rows[-1])
+            rays = ((rows >= first) & (rows <= last)).nonzero().squeeze(-1)
+            conditions = self.conditions(participant, pairs[pair_rows] - participant * self.num_frames, self._drive())
+            background, distance = self.plates(
+                origins[rays], directions[rays], participant, self._training_heights[participant]
+            )
+            parts.append(
+                self.render_rays(origins[rays], directions[rays], rows[rays] - first, conditions, background, distance)
+            )
+        outputs = {
+            name: torch.cat([part[name] for part in parts]) if parts[0][name].ndim else sum(part[name] for part in parts)
+            for name in parts[0]
+        }
+        if order is not None:
+            back = torch.argsort(order)
+            outputs = {name: value[back] if value.ndim else value for name, value in outputs.items()}
+        return outputs
+
+    def _drive(self) -> Drive:
+        return self.config.drive if self.training else self.panel.drive
+
+    def resolve_frame(self, metadata: Optional[Dict[str, Any]], times: Optional[Tensor]) -> Tuple[int, int]:
+        """(frame, participant) of a camera: its metadata, else its time, else the panel's state.
+
+        In the viewer, which gives every camera a time, the panel decides which is newer, its own frame or that time.
+        """
+        metadata = metadata or {}
+        participant = int(metadata["participant"].reshape(-1)[0]) if "participant" in metadata else self.panel.participant
+        if "frame" in metadata:
+            return int(metadata["frame"].reshape(-1)[0]), participant
+        if times is None:
+            return min(self.panel.frame, self.num_frames - 1), participant
+        moment = float(times.reshape(-1)[0])
+        if self.panel.has_viewer:
+            return self.panel.frame_at(moment), participant
+        return int(round(min(max(moment, 0.0), 1.0) * (self.num_frames - 1))), participant
+
+    @torch.no_grad()
+    def get_outputs_for_camera(self, camera: Cameras, obb_box: Optional[OrientedBox] = None) -> Dict[str, Tensor]:
+        """A whole picture; see `resolve_frame` for what it shows.
+
+        Returns:
+            rgb [H, W, 3], depth, accumulation, head and torso [H, W, 1].
+        """
+        frame, participant = self.resolve_frame(camera.metadata, camera.times)
+        return self.render_frame(camera, frame, participant)
+
+    @torch.no_grad()
+    def render_frame(
+        self, camera: Cameras, frame: int, participant: int, drive: Optional[Drive] = None
+    ) -> Dict[str, Float[Tensor, "H W _"]]:
+        """A frame of the timeline from a camera in the participant's person space.
+
+        Args:
+            camera: one camera, of any nerfstudio kind.
+            frame: of the timeline that `set_signals` set.
+            participant: row in `participant_ids`.
+            drive: what moves the face; None for the panel's choice, which starts as the config's.
+
+        Raises:
+            DialogueError: there is no such frame or participant, or the avatars were not trained for that drive.
+        """
+        if not 0 <= frame < self.num_frames:
+            raise DialogueError(f"there is no frame {frame}; the timeline has {self.num_frames}.")
+        if not 0 <= participant < len(self.participant_ids):
+            raise DialogueError(f"there is no participant {participant}; there are {len(self.participant_ids)}.")
+        camera = camera.to(self.device)
+        bundle = camera.generate_rays(camera_indices=0, keep_shape=True)
+        height, width = bundle.origins.shape[:2]
+        origins, directions = bundle.origins.view(-1, 3), bundle.directions.view(-1, 3)
+        frames = torch.tensor([frame], device=self.device)
+        conditions = self.conditions(participant, frames, drive or self._drive())
+        plate_height = self.plates.height_for(participant, float(camera.fy.reshape(-1)[0]))
+        chunks: Dict[str, List[Tensor]] = {}
+        for rows in torch.arange(height * width, device=self.device).split(self.config.eval_num_rays_per_chunk):
+            o, d = origins[rows], directions[rows]
+            background, distance = self.plates(o, d, participant, plate_height)
+            outputs = self.render_rays(o, d, torch.zeros_like(rows), conditions, background, distance)
+            for name, value in outputs.items():
+                if value.ndim:
+                    chunks.setdefault(name, []).append(value)
+        return {name: torch.cat(values).view(height, width, -1) for name, values in chunks.items()}
+
+    # Training ----------------------------------------------------------------------------------------------------------
+
+    def get_param_groups(self) -> Dict[str, List[Parameter]]:
+        """The hash tables and everything else: they need different learning rates."""
+        tables = [parameter for name, parameter in self.named_parameters() if name.endswith(".table")]
+        known = {id(parameter) for parameter in tables} | {id(self.device_indicator_param)}
+        return {
+            "grids": tables,
+            "networks": [parameter for parameter in self.parameters() if id(parameter) not in known],
+        }
+
+    def get_training_callbacks(self, training_callback_attributes: TrainingCallbackAttributes) -> List[TrainingCallback]:
+        return [
+            TrainingCallback(
+                [TrainingCallbackLocation.AFTER_TRAIN_ITERATION],
+                self.update_occupancy,
+                update_every_num_iters=self.config.occupancy_interval,
+            )
+        ]
+
+    @torch.no_grad()
+    def carve(self, participant: int, head: Bool[Tensor, " cells"], torso: Bool[Tensor, " cells"]) -> None:
+        """Rules out, for ever, the cells outside a participant's visual hulls."""
+        for hulls, grids, hull in (
+            (self.head_hull, self.head_occupancy, head),
+            (self.torso_hull, self.torso_occupancy, torso),
+        ):
+            hulls[participant] = hull.to(self.device)
+            grids[participant].occupied &= hulls[participant]
+
+    @torch.no_grad()
+    def update_occupancy(self, step: int) -> None:
+        """Meets the fields at one random frame in every cell of every occupancy grid."""
+        if step == 0:
+            return
+        for participant in range(len(self.participant_ids)):
+            frame = torch.randint(self.num_frames, (1,), device=self.device)
+            conditions = self.conditions(participant, frame, self.config.drive)
+            head, torso = self.head_occupancy[participant], self.torso_occupancy[participant]
+            signal, et = conditions.signal, conditions.et
+            head.update(lambda points: self.head_field.density(points, participant, signal, [len(points)])[0])
+            torso.update(lambda points: self.torso_field.density(points, participant, et, [len(points)])[0])
+            head.occupied &= self.head_hull[participant]
+            torso.occupied &= self.torso_hull[participant]
+
+    def get_metrics_dict(self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        error = F.mse_loss(outputs["rgb"].detach(), batch["image"].to(self.device))
+        return {"psnr": -10.0 * torch.log10(error.clamp_min(1e-10))}
+
+    def get_loss_dict(
+        self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor], metrics_dict: Optional[Dict[str, Tensor]] = None
+    ) -> Dict[str, Tensor]:
+        config = self.config
+        image, labels = batch["image"].to(self.device), batch["label"].to(self.device)
+        losses = {"photometric": config.photometric_coefficient * F.mse_loss(outputs["rgb"], image)}
+        head, torso = outputs["head"].squeeze(-1), outputs["torso"].squeeze(-1)
+        if config.mask_coefficient > 0:
+            losses["mask"] = config.mask_coefficient * mask_loss(head, torso, labels)
+        if config.entropy_coefficient > 0:
+            losses["entropy"] = config.entropy_coefficient * binary_entropy(outputs["accumulation"])
+        if "gate_mean" in outputs and config.gate_coefficient > 0:
+            losses["gate"] = config.gate_coefficient * outputs["gate_mean"]
+        if "shift_squared" in outputs and config.deformation_coefficient > 0:
+            losses["deformation"] = config.deformation_coefficient * outputs["shift_squared"]
+        return losses
+
+
+def mask_loss(
+    head: Float[Tensor, " R"], torso: Float[Tensor, " R"], labels: Int[Tensor, " R"]
+) -> Float[Tensor, ""]:
+    """Mean squared distance of (head, torso) opacity from what the labels say.
+
+    Head pixels show only head, torso pixels only torso, background neither; a neck pixel is filled, by either.
+    """
+    is_head, is_neck, is_torso = labels == HEAD, labels == NECK, labels == TORSO
+    head_error = torch.where(is_neck, torch.zeros_like(head), head - is_head.float())
+    torso_error = torch.where(is_neck, head + torso - 1.0, torso - is_torso.float())
+    return (head_error.square() + torso_error.square()).mean()
+
+
+def binary_entropy(opacity: Float[Tensor, "*batch"]) -> Float[Tensor, ""]:
+    """Mean of −p log p − (1 − p) log (1 − p)."""
+    p = opacity.clamp(1e-4, 1.0 - 1e-4)
+    return -(p * p.log() + (1.0 - p) * (1.0 - p).log()).mean()
+
+
+def samples_per_frame(ray_frames: Int[Tensor, " R"], rays: Int[Tensor, " N"], num_frames: int) -> List[int]:
+    """How many packed samples belong to each frame, for rays sorted by frame."""
+    if num_frames == 1:
+        return [len(rays)]
+    return torch.bincount(ray_frames[rays], minlength=num_frames).tolist()

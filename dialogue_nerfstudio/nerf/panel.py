@@ -1,0 +1,109 @@
+"""Viewer panel: which frame, which participant, driven by what, and playback.
+
+The panel also holds that state where there is no viewer: it is what a camera without frame and time is rendered with.
+"""
+
+import threading
+import time
+from typing import Any, Callable, List, Optional, Tuple
+
+from nerfstudio.viewer.viewer_elements import ViewerControl
+
+
+class DialoguePanel(ViewerControl):
+    """Integer frame slider, participant and drive menus, play button.
+
+    Args:
+        participant_ids: choices of the participant menu.
+        drives: choices of the drive menu.
+        drive: the chosen drive.
+        num_frames: called for the length of the timeline, which changes when signals are swapped.
+        fps: frames of playback a second.
+    """
+
+    def __init__(
+        self, participant_ids: List[str], drives: Tuple[str, ...], drive: str, num_frames: Callable[[], int], fps: float
+    ):
+        self.participant_ids, self.drives, self.drive = participant_ids, drives, drive
+        self.participant, self.frame, self.fps = 0, 0, fps
+        self._num_frames = num_frames
+        self._viewer: Optional[Any] = None
+        self._slider: Optional[Any] = None
+        self._last_time = 0.0
+        self._playing = False
+
+    @property
+    def has_viewer(self) -> bool:
+        """Whether a viewer shows this panel."""
+        return self._viewer is not None
+
+    def frame_at(self, viewer_time: float) -> int:
+        """The frame to show in the viewer.
+
+        The viewer passes its own time slider (or the time of its camera path preview) with every camera. When that has
+        moved it decides, else this panel's frame does.
+        """
+        if viewer_time != self._last_time:
+            self._last_time = viewer_time
+            last = self._num_frames() - 1
+            self.frame = int(round(min(max(viewer_time, 0.0), 1.0) * last))
+            if self._slider is not None:
+                self._slider.value = self.frame
+        return min(self.frame, self._num_frames() - 1)
+
+    def _setup(self, viewer: Any) -> None:
+        """Called by nerfstudio's viewer once; builds the widgets."""
+        super()._setup(viewer)
+        self._viewer = viewer
+        server = self.viser_server
+        server.scene.set_up_direction("+y")
+        self._slider = server.gui.add_slider(
+            "Frame", min=0, max=max(1, self._num_frames() - 1), step=1, initial_value=self.frame
+        )
+        participant_menu = server.gui.add_dropdown("Participant", self.participant_ids, self.participant_ids[0])
+        drive_menu = server.gui.add_dropdown("Drive", self.drives, self.drive)
+        play = server.gui.add_button("Play")
+
+        @self._slider.on_update
+        def _(_: Any) -> None:
+            if self.frame != int(self._slider.value):
+                self.frame = int(self._slider.value)
+                self._show("move")
+
+        @participant_menu.on_update
+        def _(_: Any) -> None:
+            self.participant = self.participant_ids.index(participant_menu.value)
+            self._show("move")
+
+        @drive_menu.on_update
+        def _(_: Any) -> None:
+            self.drive = drive_menu.value
+            self._show("move")
+
+        @play.on_click
+        def _(_: Any) -> None:
+            self._playing = not self._playing
+            play.label = "Pause" if self._playing else "Play"
+            if self._playing:
+                threading.Thread(target=self._play, daemon=True).start()
+
+    def _play(self) -> None:
+        """Moves the playhead with the clock, so that a slow renderer drops frames instead of falling behind."""
+        start_time, start_frame = time.monotonic(), self.frame
+        while self._playing:
+            length = self._num_frames()
+            self.frame = (start_frame + int((time.monotonic() - start_time) * self.fps)) % length
+            self._slider.value = self.frame
+            self._show("step")
+            time.sleep(1.0 / self.fps)
+
+    def _show(self, action: str) -> None:
+        """Asks every client for a new picture: "move" interrupts and starts coarse, "step" is full size."""
+        from nerfstudio.viewer.render_state_machine import RenderAction
+
+        if self._viewer is None or not self._viewer.ready:
+            return
+        for client_id, client in self._viewer.viser_server.get_clients().items():
+            machine = self._viewer.render_statemachines.get(client_id)
+            if machine is not None:
+                machine.action(RenderAction(action, self._viewer.get_camera_state(client)))
