@@ -11,6 +11,7 @@ from typing import Optional
 
 import numpy as np
 from jaxtyping import Bool, Float
+from scipy.ndimage import median_filter, percentile_filter
 
 from dialogue_nerfstudio.conversation.expression_basis import (
     EYE_CORNERS,
@@ -187,19 +188,21 @@ def blink_from_ratio(ratio: Float[np.ndarray, "num_frames 2"], fps: float) -> Fl
     """Lid closure 0 … 1 from the eye aspect ratio.
 
     An eye is open at the 75th percentile of the four seconds around (which follows slow changes, such as looking down) and closed at the least the clip shows,
-    held between 15 % and 50 % of open: a clip without a blink does not turn noise into blinks, and one with weak blinks still shows them.
+    held between 15 % and 50 % of open: a clip without a blink does not turn noise into blinks, and one with weak blinks still shows them. A median over three
+    frames removes single outliers, such as a lid mistaken for the rim of glasses; a blink lasts four frames or more.
     """
-    from scipy.ndimage import percentile_filter
 
     blink = np.empty_like(ratio)
     window = max(int(round(4 * fps)) | 1, 3)
     for eye in range(2):
-        values = ratio[:, eye]
+        values = median_filter(ratio[:, eye], size=3, mode="nearest")
         typical = np.percentile(values, 75)
         open_level = np.clip(percentile_filter(values, 75, size=window, mode="nearest"), 0.75 * typical, 1.2 * typical)
         closed = np.clip(np.percentile(values, 0.5), 0.15 * typical, 0.50 * typical)
-        # The first tenth of the way is the lids' ordinary unrest.
-        blink[:, eye] = ((open_level - values) / (open_level - closed) - 0.1) / 0.9
+        # The first tenth of the way is the lids' ordinary unrest, and more where the landmarks are noisy.
+        noise = 1.4826 * np.median(np.abs(np.diff(ratio[:, eye], n=2))) / np.sqrt(6) if len(values) > 2 else 0.0
+        unrest = np.clip(2.0 * noise / (open_level - closed), 0.1, 0.4)
+        blink[:, eye] = ((open_level - values) / (open_level - closed) - unrest) / (1.0 - unrest)
     return np.clip(blink, 0.0, 1.0)
 
 

@@ -18,7 +18,7 @@ from dialogue_nerfstudio.process.face_mesh import PersonSegmenter
 JAW_MARGIN = 0.04
 """How far below the mesh's jaw the head reaches, in eye spans: the mesh ends on the skin, its shading does not."""
 
-NECK_LENGTH = 0.45
+NECK_LENGTH = 0.35
 """Length of the neck below the chin, in distances from the eyes to the chin."""
 
 LOBE_LEFT, LOBE_RIGHT = JAW_LINE.index(132), JAW_LINE.index(361)
@@ -79,27 +79,39 @@ def face_axes(landmarks: Float[np.ndarray, "478 2"]) -> Tuple[np.ndarray, np.nda
     return right, np.array([-right[1], right[0]]), span
 
 
+def jaw_contour(landmarks: Float[np.ndarray, "478 2"]) -> Float[np.ndarray, "n 2"]:
+    """The mesh's jaw from ear lobe to ear lobe, moved outwards by JAW_MARGIN."""
+    _, _, span = face_axes(landmarks)
+    outwards = landmarks[list(JAW_LINE)] - eye_centers(landmarks).mean(axis=0)
+    outwards /= np.maximum(np.linalg.norm(outwards, axis=1, keepdims=True), 1e-6)
+    return (landmarks[list(JAW_LINE)] + JAW_MARGIN * span * outwards)[LOBE_LEFT : LOBE_RIGHT + 1]
+
+
 def head_polygon(landmarks: Float[np.ndarray, "478 2"], reach: float) -> Float[np.ndarray, "n 2"]:
     """The region above the jaw's contour, widened sideways without end (`reach` pixels) at the ear lobes' height."""
     right, down, span = face_axes(landmarks)
-    jaw = landmarks[list(JAW_LINE)][LOBE_LEFT : LOBE_RIGHT + 1] + JAW_MARGIN * span * down
+    jaw = jaw_contour(landmarks)
+    # Lobes hang a little below the landmarks at their height.
+    lobes = jaw[[-1, 0]] + JAW_MARGIN * span * down
     up = -reach * down
-    corners = [jaw[-1] + reach * right, jaw[-1] + reach * right + up, jaw[0] - reach * right + up, jaw[0] - reach * right]
+    corners = [lobes[0], lobes[0] + reach * right, lobes[0] + reach * right + up, lobes[1] - reach * right + up, lobes[1] - reach * right, lobes[1]]
     return np.concatenate([jaw, corners])
 
 
 def neck_polygon(landmarks: Float[np.ndarray, "478 2"]) -> Float[np.ndarray, "n 2"]:
-    """The band below the jaw, as wide as the jaw between its corners and the chin, NECK_LENGTH long."""
-    right, down, _ = face_axes(landmarks)
-    line = list(JAW_LINE)
-    jaw = landmarks[line[line.index(172) : line.index(397) + 1]]
+    """The band under the head: from the ear lobes inwards to below the jaw, NECK_LENGTH past the chin.
+
+    It reaches behind the jaw's contour, so what shows of the neck beside the jaw is neck, too; the head is drawn over it.
+    """
+    _, down, _ = face_axes(landmarks)
+    jaw = jaw_contour(landmarks)
     chin, eyes = landmarks[152], eye_centers(landmarks).mean(axis=0)
     bottom = (chin - eyes) @ down * (1.0 + NECK_LENGTH)
 
     def lowered(point: np.ndarray) -> np.ndarray:
         return point + (bottom - (point - eyes) @ down) * down
 
-    return np.concatenate([jaw, [lowered(jaw[-1]), lowered(jaw[0])]])
+    return np.concatenate([jaw[[0, -1]], [lowered(landmarks[397]), lowered(landmarks[172])]])
 
 
 def _vertices(polygon: Float[np.ndarray, "n 2"]) -> np.ndarray:
