@@ -1,0 +1,1 @@
+"""Rendering: rays, boxes, occupancy, and the joint compositing of every avatar's head and torso."""
