@@ -76,11 +76,19 @@ class March:
 
     @torch.no_grad()
     def light_reach(self, threshold: float = LIGHT_THRESHOLD) -> Float[Tensor, " num_rays"]:
-        """How far along each ray light gets (`compositing.light_reach`), for `OccupancyGrid.mark_visible`."""
+        """How far along each ray light gets (`compositing.light_reach`)."""
         last = torch.zeros_like(self.composite.accumulation)
         for samples, weight in zip(self.samples, self.composite.weights, strict=True):
             last = last.scatter_reduce(0, samples.rays, torch.where(weight > threshold, samples.t, 0.0), "amax")
         return torch.where(self.composite.accumulation < 1.0 - threshold, torch.inf, last)
+
+    def mark_visible(self, sources: Sequence[Source]) -> None:
+        """Tell the occupancy grid of each marched source where light got. For training steps, and after them for poses
+        and frames that training rarely met."""
+        reach = self.light_reach()
+        for source in sources:
+            if source.occupancy is not None:
+                source.occupancy.mark_visible(source.origins, source.directions, reach)
 
 
 def pack_samples(source: Source, perturb: bool = False, generator: torch.Generator | None = None) -> PackedSamples:

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from dialogue_nerfstudio.conversation.errors import DialogueError
+from dialogue_nerfstudio.rendering.boxes import intersect_box
 from dialogue_nerfstudio.rendering.sampling import points_along
 
 UNREACHED = 0.01
@@ -96,19 +97,18 @@ class OccupancyGrid(nn.Module):
         self,
         origins: Float[Tensor, "num_rays 3"],
         directions: Float[Tensor, "num_rays 3"],
-        near: Float[Tensor, " num_rays"],
-        far: Float[Tensor, " num_rays"],
         reach: Float[Tensor, " num_rays"],
         generator: torch.Generator | None = None,
     ) -> None:
-        """Remember that light passed along these rays, in this grid's space, from near to `reach` or to far.
+        """Remember that light passed along these rays, in this grid's space, as far as `reach` or to the box's end.
 
-        About one point a cell is marked, at a random phase. Cheap enough to call with every training step's rays.
+        Culled cells on the way are marked too: that is how they come back. About one point a cell is marked, at a
+        random phase. Cheap enough to call with every training step's rays.
 
         Args:
-            near, far: where the rays are in the box (`boxes.intersect_box`); far <= near for those that miss it.
             reach: where light ends, in all sources together (`compositing.light_reach`, `March.light_reach`).
         """
+        near, far = intersect_box(origins, directions, self.box[0], self.box[1])
         stop = torch.minimum(far, reach)
         lit = (stop >= near) & (far > near)
         near, far, stop = near[lit], far[lit], stop[lit]

@@ -57,8 +57,7 @@ def dense(sources: list[Source], background: torch.Tensor):
 
 def look_from_the_front(grid: OccupancyGrid, rays: tuple[torch.Tensor, torch.Tensor], density) -> None:
     seen_by = source(rays, density, samples=64, occupancy=grid)
-    seen = march([seen_by], torch.zeros(3), perturb=True)
-    grid.mark_visible(seen_by.origins, seen_by.directions, seen_by.near, seen_by.far, seen.light_reach())
+    march([seen_by], torch.zeros(3), perturb=True).mark_visible([seen_by])
 
 
 def trained_grid(updates: int = 16, visibility: bool = True, resolution: int = 32) -> OccupancyGrid:
