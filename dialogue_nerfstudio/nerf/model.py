@@ -277,8 +277,7 @@ class DialogueModel(Model):
             perturb=self.training,
         )
         if self.training:
-            for source, samples, weights in zip(sources, marched.samples, marched.composite.weights):
-                source.occupancy.mark_visible(samples.points, weights.detach())
+            marched.mark_visible(sources)
         seen = marched.composite
         remaining = 1.0 - seen.accumulation
         return {
