@@ -7,7 +7,7 @@ holding a person's proportions after the expression has moved them; `surfaces.py
 """
 
 from dataclasses import dataclass, field
-from typing import Dict, Tuple
+from typing import Dict, Tuple, no_type_check
 
 import numba as nb
 import numpy as np
@@ -113,6 +113,7 @@ def _gaze_direction(yaw_pitch: Float[np.ndarray, "2"]) -> Float[np.ndarray, "3"]
 
 
 @nb.njit(cache=True)
+@no_type_check
 def lip_depths(rigs: np.ndarray) -> Tuple[float, float, float]:
     """Depth of the skin where the lips meet: in the middle, half-way to the corners (mean of both) and at the corners."""
     rig = rigs[0]

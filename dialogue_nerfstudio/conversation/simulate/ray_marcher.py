@@ -7,7 +7,7 @@ far all of its rays may start, or that the tile is empty.
 """
 
 import math
-from typing import Tuple
+from typing import Tuple, no_type_check
 
 import numba as nb
 import numpy as np
@@ -27,6 +27,7 @@ _ROTATED_GRID = (0.375, 0.875, 0.125, 0.625)
 
 
 @nb.njit(**_JIT)
+@no_type_check
 def _march(ox, oy, oz, dx, dy, dz, start, far, cone, hr, ht, tr, tt, rig):
     """Trace one ray; returns its depth, or -1 for a miss. With cone > 0 it stops where a cone of that slope would touch."""
     t = start
@@ -42,6 +43,7 @@ def _march(ox, oy, oz, dx, dy, dz, start, far, cone, hr, ht, tr, tt, rig):
 
 
 @nb.njit(**_JIT)
+@no_type_check
 def _background(ox, oy, oz, dx, dy, dz, texture, extent, depth):
     """Bilinear colour of the textured plane z = depth behind the person."""
     height, width = texture.shape[0], texture.shape[1]
@@ -62,6 +64,7 @@ def _background(ox, oy, oz, dx, dy, dz, texture, extent, depth):
 
 
 @nb.njit(**_JIT)
+@no_type_check
 def _trace(u, v, focal, cx, cy, pose, start, far, hr, ht, tr, tt, rig, palette, texture, extent, depth, label, shadow, sky):
     """Colour, label, depth, shadow and sky seen through image position (u, v); the last three arguments as in `shade`."""
     px, py = (u - cx) / focal, -(v - cy) / focal
@@ -82,6 +85,7 @@ def _trace(u, v, focal, cx, cy, pose, start, far, hr, ht, tr, tt, rig, palette, 
 
 
 @nb.njit(parallel=True, **_JIT)
+@no_type_check
 def _render(width, height, focal, cx, cy, pose, hr, ht, tr, tt, rigs, palette, texture, extent, depth_plane,
             edge_threshold, color, labels, depth):
     tiles_x, tiles_y = (width + _TILE - 1) // _TILE, (height + _TILE - 1) // _TILE
@@ -185,6 +189,7 @@ def render_background(person: Person, camera: Camera) -> UInt8[np.ndarray, "h w 
 
 
 @nb.njit(parallel=True, **_JIT)
+@no_type_check
 def _render_background(focal, cx, cy, pose, texture, extent, depth_plane, color):
     for row in nb.prange(color.shape[0]):
         for column in range(color.shape[1]):

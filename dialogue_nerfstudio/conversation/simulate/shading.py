@@ -6,6 +6,7 @@ normal (Evans, "Fast approximations for global illumination on dynamic scenes", 
 """
 
 import math
+from typing import no_type_check
 
 import numba as nb
 
@@ -24,11 +25,13 @@ _RIM = (0.560, 0.420, -0.714)
 
 
 @nb.njit(inline="always", **_JIT)
+@no_type_check
 def _blend(r, g, b, palette, row, weight):
     return mix(r, palette[row, 0], weight), mix(g, palette[row, 1], weight), mix(b, palette[row, 2], weight)
 
 
 @nb.njit(**_JIT)
+@no_type_check
 def _skin_color(x, y, z, rig, palette):
     """Bare skin of face and ears, with brows, blush, stubble, freckles, nostrils and the inside of the mouth."""
     seed = rig.seed
@@ -72,6 +75,7 @@ def _skin_color(x, y, z, rig, palette):
 
 
 @nb.njit(**_JIT)
+@no_type_check
 def _eye_color(x, y, z, rig, palette):
     """Sclera, iris with fibres and rim, and pupil, shadowed by the upper lid."""
     left = x > 0.0
@@ -104,6 +108,7 @@ def _eye_color(x, y, z, rig, palette):
 
 
 @nb.njit(**_JIT)
+@no_type_check
 def _hair_color(x, y, z, rig, palette):
     """Hair with strands that run along its styling direction."""
     around = math.atan2(x - rig.part_x, z + 0.02) if rig.hair_length > 0.0 else math.atan2(x - rig.part_x, y - 0.03)
@@ -121,6 +126,7 @@ def _hair_color(x, y, z, rig, palette):
 
 
 @nb.njit(**_JIT)
+@no_type_check
 def _cloth_color(x, y, z, rig, palette):
     """Clothes with their pattern, collar, placket, buttons or lapels, and bare skin inside a neckline."""
     style = rig.clothing
@@ -179,6 +185,7 @@ def _cloth_color(x, y, z, rig, palette):
 
 
 @nb.njit(**_JIT)
+@no_type_check
 def shade(x, y, z, dx, dy, dz, hr, ht, tr, tt, rig, palette, known_label, known_shadow, known_sky):
     """Colour (linear), label, key-light shadow and open sky of the surface point (x, y, z) seen along (dx, dy, dz).
 

@@ -8,6 +8,7 @@ so values are bounds good enough to march along, not exact distances.
 """
 
 import math
+from typing import no_type_check
 
 import numba as nb
 
@@ -17,6 +18,7 @@ FAR = 10.0
 
 
 @nb.njit(inline="always", **_JIT)
+@no_type_check
 def smooth_min(a: float, b: float, k: float) -> float:
     """Polynomial smooth minimum; equals min(a, b) where |a - b| >= k."""
     h = max(k - abs(a - b), 0.0) / k
@@ -24,6 +26,7 @@ def smooth_min(a: float, b: float, k: float) -> float:
 
 
 @nb.njit(inline="always", **_JIT)
+@no_type_check
 def smooth_max(a: float, b: float, k: float) -> float:
     """Polynomial smooth maximum; equals max(a, b) where |a - b| >= k."""
     h = max(k - abs(a - b), 0.0) / k
@@ -31,6 +34,7 @@ def smooth_max(a: float, b: float, k: float) -> float:
 
 
 @nb.njit(inline="always", **_JIT)
+@no_type_check
 def smooth_step(low: float, high: float, value: float) -> float:
     """Cubic step from 0 at `low` to 1 at `high`."""
     t = min(max((value - low) / (high - low), 0.0), 1.0)
@@ -38,12 +42,14 @@ def smooth_step(low: float, high: float, value: float) -> float:
 
 
 @nb.njit(inline="always", **_JIT)
+@no_type_check
 def mix(a: float, b: float, weight: float) -> float:
     """Linear blend a -> b."""
     return a + (b - a) * weight
 
 
 @nb.njit(inline="always", **_JIT)
+@no_type_check
 def ellipsoid(x: float, y: float, z: float, rx: float, ry: float, rz: float) -> float:
     """First-order distance to an axis-aligned ellipsoid at the origin."""
     x1, y1, z1 = x / rx, y / ry, z / rz
@@ -54,6 +60,7 @@ def ellipsoid(x: float, y: float, z: float, rx: float, ry: float, rz: float) -> 
 
 
 @nb.njit(inline="always", **_JIT)
+@no_type_check
 def capsule(x: float, y: float, z: float, ax: float, ay: float, az: float, bx: float, by: float, bz: float,
             ra: float, rb: float) -> float:
     """Distance to a capsule from a to b whose radius goes linearly from ra to rb."""
@@ -68,6 +75,7 @@ def capsule(x: float, y: float, z: float, ax: float, ay: float, az: float, bx: f
 
 
 @nb.njit(**_JIT)
+@no_type_check
 def brow_offset(x: float, y: float, rig) -> float:
     """Signed distance (m, in the frontal plane) to the eyebrow's band on the side of x; negative inside."""
     raise_outer = rig.brow_raise_left if x > 0.0 else rig.brow_raise_right
@@ -84,6 +92,7 @@ def brow_offset(x: float, y: float, rig) -> float:
 
 
 @nb.njit(**_JIT)
+@no_type_check
 def skin(x: float, y: float, z: float, rig) -> float:
     """Face skin without lids and lips: skull, cheeks, jaw, chin, brow ridge, nose, ears, with carved sockets and nostrils."""
     front = smooth_step(-0.04, 0.05, z)
@@ -147,6 +156,7 @@ def skin(x: float, y: float, z: float, rig) -> float:
 
 
 @nb.njit(inline="always", **_JIT)
+@no_type_check
 def lip_coordinate(x: float, rig) -> float:
     """Position along the mouth: -1 at the right corner, 0 in the middle, 1 at the left corner."""
     u = x - rig.mouth_x
@@ -154,6 +164,7 @@ def lip_coordinate(x: float, rig) -> float:
 
 
 @nb.njit(inline="always", **_JIT)
+@no_type_check
 def lip_line(s: float, rig) -> float:
     """Height at which the closed lips meet at lip coordinate s."""
     corner = rig.corner_y_left if s > 0.0 else rig.corner_y_right
@@ -162,6 +173,7 @@ def lip_line(s: float, rig) -> float:
 
 
 @nb.njit(inline="always", **_JIT)
+@no_type_check
 def lip_gap(s: float, rig) -> float:
     """Fraction of the mid-line opening that is left at lip coordinate s."""
     t = max(1.0 - s * s, 0.0)
@@ -169,6 +181,7 @@ def lip_gap(s: float, rig) -> float:
 
 
 @nb.njit(inline="always", **_JIT)
+@no_type_check
 def lip_depth(s: float, rig) -> float:
     """Depth (z) of the lips' meeting line at lip coordinate s."""
     s2 = s * s
@@ -176,6 +189,7 @@ def lip_depth(s: float, rig) -> float:
 
 
 @nb.njit(**_JIT)
+@no_type_check
 def aperture(x: float, y: float, rig) -> float:
     """Signed distance in the frontal plane to the opening between the lips, negative inside."""
     s = lip_coordinate(x, rig)
@@ -186,6 +200,7 @@ def aperture(x: float, y: float, rig) -> float:
 
 
 @nb.njit(**_JIT)
+@no_type_check
 def lips(x: float, y: float, z: float, rig) -> float:
     """The two lips: elliptic tubes along the edges of the mouth opening, tapering into the corners."""
     s = lip_coordinate(x, rig)
@@ -206,6 +221,7 @@ def lips(x: float, y: float, z: float, rig) -> float:
 
 
 @nb.njit(**_JIT)
+@no_type_check
 def mouth_cavity(x: float, y: float, z: float, rig) -> float:
     """The dark space behind the lips that is cut out of the face."""
     a = aperture(x, y, rig)
@@ -213,6 +229,7 @@ def mouth_cavity(x: float, y: float, z: float, rig) -> float:
 
 
 @nb.njit(**_JIT)
+@no_type_check
 def teeth(x: float, y: float, z: float, rig) -> float:
     """Upper and lower rows of teeth, the lower moving with the jaw."""
     arch = z + 14.0 * x * x
@@ -223,12 +240,14 @@ def teeth(x: float, y: float, z: float, rig) -> float:
 
 
 @nb.njit(**_JIT)
+@no_type_check
 def tongue(x: float, y: float, z: float, rig) -> float:
     """The tongue, resting behind the lower teeth."""
     return ellipsoid(x - rig.jaw_side * 0.7, y - rig.teeth_low_y + 0.003, z - rig.lip_z + 0.036, 0.017, 0.0065, 0.016)
 
 
 @nb.njit(inline="always", **_JIT)
+@no_type_check
 def lid_edges(ax: float, rig, left: bool):
     """Elevations (rad) of the upper and lower lid edge at distance ax (m) from the eye's own axis towards the temple."""
     s = (ax - 0.0004) / rig.eye_half_width
@@ -243,6 +262,7 @@ def lid_edges(ax: float, rig, left: bool):
 
 
 @nb.njit(**_JIT)
+@no_type_check
 def lid_opening(x: float, y: float, z: float, rig) -> float:
     """Distance (m, along the eyeball) into the opening between the lids, positive inside it."""
     left = x > 0.0
@@ -253,6 +273,7 @@ def lid_opening(x: float, y: float, z: float, rig) -> float:
 
 
 @nb.njit(**_JIT)
+@no_type_check
 def lids(x: float, y: float, z: float, rig) -> float:
     """Eyelids: a shell just outside the eyeball, cut open between the lid edges."""
     shell = ellipsoid(abs(x) - rig.eye_x, y - rig.eye_y, z - rig.eye_z, rig.eye_r * 1.16, rig.eye_r + 0.0017, rig.eye_r + 0.0017)
@@ -260,6 +281,7 @@ def lids(x: float, y: float, z: float, rig) -> float:
 
 
 @nb.njit(inline="always", **_JIT)
+@no_type_check
 def eyeball(x: float, y: float, z: float, rig) -> float:
     """The eyeball on the side of x."""
     ax = abs(x) - rig.eye_x
@@ -271,6 +293,7 @@ def eyeball(x: float, y: float, z: float, rig) -> float:
 
 
 @nb.njit(inline="always", **_JIT)
+@no_type_check
 def hash_noise(i: int, j: int, k: int) -> float:
     """Repeatable pseudo-random value in [0, 1) of an integer lattice point."""
     h = (i * 374761393 + j * 668265263 + k * 2147483647) & 0xFFFFFFFF
@@ -279,6 +302,7 @@ def hash_noise(i: int, j: int, k: int) -> float:
 
 
 @nb.njit(**_JIT)
+@no_type_check
 def value_noise(x: float, y: float, z: float) -> float:
     """Trilinear value noise in [0, 1) with cubic weights; one lattice cell per unit."""
     fx, fy, fz = math.floor(x), math.floor(y), math.floor(z)
@@ -292,6 +316,7 @@ def value_noise(x: float, y: float, z: float) -> float:
 
 
 @nb.njit(**_JIT)
+@no_type_check
 def hair(x: float, y: float, z: float, rig) -> float:
     """Hair: a cap over the skull with a carved face window, optional side curtains, quiff, bun and curls."""
     if rig.hair_volume <= 0.0:
@@ -331,6 +356,7 @@ def hair(x: float, y: float, z: float, rig) -> float:
 
 
 @nb.njit(**_JIT)
+@no_type_check
 def head(x: float, y: float, z: float, rig) -> float:
     """Everything that moves rigidly with the head, with its mouth, lids and brows as posed."""
     bound = math.sqrt(x * x + (y - 0.025) * (y - 0.025) + (z + 0.01) * (z + 0.01)) - rig.head_bound
@@ -359,6 +385,7 @@ def head(x: float, y: float, z: float, rig) -> float:
 
 
 @nb.njit(**_JIT)
+@no_type_check
 def neck(x: float, y: float, z: float, rig) -> float:
     """The neck in person space: two capsules from the swaying torso to the moving head, so that it follows both."""
     d = capsule(x, y, z, rig.neck_base_x, rig.neck_base_y, rig.neck_base_z, rig.neck_mid_x, rig.neck_mid_y, rig.neck_mid_z,
@@ -369,6 +396,7 @@ def neck(x: float, y: float, z: float, rig) -> float:
 
 
 @nb.njit(**_JIT)
+@no_type_check
 def torso_body(x: float, y: float, z: float, rig) -> float:
     """Chest, shoulders and trapezius in torso space, without collar."""
     ax = abs(x)
@@ -380,6 +408,7 @@ def torso_body(x: float, y: float, z: float, rig) -> float:
 
 
 @nb.njit(**_JIT)
+@no_type_check
 def collar(x: float, y: float, z: float, rig) -> float:
     """Collar by clothing style: ribbed ring (0), shirt collar (1), hood (2), lapels (3)."""
     style = rig.clothing
@@ -409,12 +438,14 @@ def collar(x: float, y: float, z: float, rig) -> float:
 
 
 @nb.njit(inline="always", **_JIT)
+@no_type_check
 def lapel(x: float, y: float) -> float:
     """Signed distance in the frontal plane to a blazer's front, negative on the cloth."""
     return 0.008 + 0.36 * max(y + 0.33, 0.0) - abs(x)
 
 
 @nb.njit(**_JIT)
+@no_type_check
 def neckline(x: float, y: float, z: float, rig) -> float:
     """Negative where the clothes leave the chest bare."""
     if rig.clothing == 1:
@@ -423,6 +454,7 @@ def neckline(x: float, y: float, z: float, rig) -> float:
 
 
 @nb.njit(**_JIT)
+@no_type_check
 def torso(x: float, y: float, z: float, rig) -> float:
     """Clothed torso in torso space."""
     bound = ellipsoid(x, y + 0.36, z + 0.03, rig.shoulder_x + 0.16, 0.29, 0.20)
@@ -449,6 +481,7 @@ WHOLE = HEAD_PART | NECK_PART | TORSO_PART
 
 
 @nb.njit(**_JIT)
+@no_type_check
 def scene(x: float, y: float, z: float, head_rotation, head_translation, torso_rotation, torso_translation, rig, parts: int) -> float:
     """Distance to the named parts of the person (a bit set, `WHOLE` for all) at a person-space point."""
     d = FAR
