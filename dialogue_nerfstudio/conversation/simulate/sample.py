@@ -5,6 +5,7 @@ head position afterwards, as tracking would do, which moves the camera by the sa
 """
 
 from contextlib import ExitStack
+import io
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -186,8 +187,11 @@ class _SoundVideoWriter:
 
 def _write_wav(path: Path, audio: Float32[np.ndarray, " num_samples"]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    encoded = io.BytesIO()
+    soundfile.write(encoded, audio, SAMPLE_RATE, format="WAV", subtype="PCM_16")
     with atomic_path(path) as temporary:
-        soundfile.write(temporary, audio, SAMPLE_RATE, subtype="PCM_16")
+        # Not by soundfile, whose errors do not say that the disk is full.
+        temporary.write_bytes(encoded.getvalue())
 
 
 def _write_truth_extras(root: Path, config: SimulationConfig, people: List[SimulatedPerson], dialogue: Dialogue) -> None:
