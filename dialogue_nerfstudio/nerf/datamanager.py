@@ -7,7 +7,7 @@ a time, for evaluation.
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Literal, Optional, Tuple, Type, Union
+from typing import Dict, List, Literal, Optional, Sequence, Tuple, Type, Union
 
 import numpy as np
 import torch
@@ -15,10 +15,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import Parameter
 
-from dialogue_nerfstudio.conversation import Conversation
+from dialogue_nerfstudio.conversation import Camera, Conversation
+from dialogue_nerfstudio.metrics.images import LIP_CONTOUR
 from dialogue_nerfstudio.nerf.dataparser import ConversationDataParser, ConversationDataParserConfig
 from dialogue_nerfstudio.nerf.frame_store import FrameStore
-from dialogue_nerfstudio.nerf.landmarks import EYE_LANDMARKS, MOUTH_LANDMARKS
+from dialogue_nerfstudio.nerf.landmarks import EYE_CONTOURS
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import DataManager, VanillaDataManager, VanillaDataManagerConfig
@@ -110,8 +111,8 @@ class FaceRegions:
         height: int,
         width: int,
     ):
-        def boxes(names: List[int]) -> Int[np.ndarray, "num_frames 4"]:
-            points = landmarks[:, names] * np.array(scale)
+        def boxes(names: Sequence[int]) -> Int[np.ndarray, "num_frames 4"]:
+            points = landmarks[:, list(names)] * np.array(scale)
             low, high = points.min(axis=1), points.max(axis=1)
             margin = REGION_MARGIN * (high - low).max(axis=1, keepdims=True)
             limits = np.array([width, height])
@@ -121,8 +122,8 @@ class FaceRegions:
             box[~visible | ~np.isfinite(box).all(axis=1)] = 0
             return box.astype(np.int64)
 
-        self.mouth = boxes(MOUTH_LANDMARKS)
-        self.eyes = boxes(EYE_LANDMARKS)
+        self.mouth = boxes(LIP_CONTOUR)
+        self.eyes = boxes(EYE_CONTOURS)
 
     @classmethod
     def of(cls, conversation: Conversation, participant_id: str, height: int, width: int) -> "FaceRegions":
@@ -241,6 +242,13 @@ class DialogueDataManager(VanillaDataManager):
         # One set of signals and plates is enough.
         eval_outputs.metadata = self.train_dataparser_outputs.metadata
         self.eval_dataset = DialogueDataset(eval_outputs, self._stores, self._regions)
+        self._pixel_directions = [
+            torch.from_numpy(pixel_directions(person.camera, *store.shape[1:])).to(self.device)
+            for person, store in zip(conversation.participants, self._stores)
+        ]
+        self._origins = torch.tensor(
+            np.stack([person.camera.camera_to_person[:, 3] for person in conversation.participants]), dtype=torch.float32
+        ).to(self.device)
         self.exclude_batch_keys_from_device = self.train_dataset.exclude_batch_keys_from_device
         # Also in inference, where the base class would call neither: ns-eval and ns-render need the evaluation loaders.
         DataManager.__init__(self)
@@ -259,13 +267,6 @@ class DialogueDataManager(VanillaDataManager):
             for index, (store, regions) in enumerate(zip(self._stores, self._regions))
         ]
         self._rng = np.random.default_rng(self.local_rank)
-        self._pixel_directions = [
-            torch.from_numpy(pixel_directions(person.camera, *store.labels.shape[1:])).to(self.device)
-            for person, store in zip(conversation.participants, self._stores)
-        ]
-        self._origins = torch.tensor(
-            np.stack([person.camera.camera_to_person[:, 3] for person in conversation.participants]), dtype=torch.float32
-        ).to(self.device)
 
     def setup_eval(self) -> None:
         self.fixed_indices_eval_dataloader = FixedIndicesEvalDataloader(self.eval_dataset, device=self.device)
@@ -280,28 +281,41 @@ class DialogueDataManager(VanillaDataManager):
         return self._batch([int(participant) for participant in chosen])
 
     def _batch(self, participants: List[int]) -> Tuple[RayBundle, Dict[str, Tensor]]:
-        origins, directions, images, labels, frame_rows, participant_rows = [], [], [], [], [], []
         rays = np.diff(np.linspace(0, self.config.train_num_rays_per_batch, len(participants) + 1).astype(int))
-        for participant, num_rays in zip(participants, rays):
-            frames, pixels = self._samplers[participant].draw(int(num_rays), self.config.frames_per_batch)
+        draws = [
+            self._samplers[participant].draw(int(num_rays), self.config.frames_per_batch)
+            for participant, num_rays in zip(participants, rays)
+        ]
+        return self._collate(participants, [frames for frames, _ in draws], [pixels for _, pixels in draws])
+
+    def _collate(
+        self,
+        participants: List[int],
+        frames: List[Int[np.ndarray, " f"]],
+        pixels: List[List[Int[np.ndarray, " r"]]],
+    ) -> Tuple[RayBundle, Dict[str, Tensor]]:
+        """Rays, colours and labels of flat pixel numbers in frames of participants, in that order."""
+        origins, directions, images, labels, frame_rows, participant_rows = [], [], [], [], [], []
+        for participant, person_frames, person_pixels in zip(participants, frames, pixels):
             store = self._stores[participant]
-            for frame, frame_pixels in zip(frames, pixels):
+            for frame, frame_pixels in zip(person_frames, person_pixels):
                 images.append(store.frames[frame].reshape(-1, 3)[frame_pixels])
                 labels.append(store.labels[frame].reshape(-1)[frame_pixels])
                 frame_rows.append(np.full(len(frame_pixels), frame))
-            flat = torch.from_numpy(np.concatenate(pixels)).to(self.device)
+            flat = torch.from_numpy(np.concatenate(person_pixels)).to(self.device)
             directions.append(self._pixel_directions[participant][flat])
             origins.append(self._origins[participant].expand(len(flat), 3))
-            participant_rows.append(torch.full((len(flat),), participant))
-        direction = torch.cat(directions)
-        frame = torch.from_numpy(np.concatenate(frame_rows)).to(self.device).unsqueeze(-1)
-        participant = torch.cat(participant_rows).to(self.device).unsqueeze(-1)
+            participant_rows.append(torch.full((len(flat), 1), participant, device=self.device))
+        direction, participant_row = torch.cat(directions), torch.cat(participant_rows)
         bundle = RayBundle(
             origins=torch.cat(origins),
             directions=direction,
             pixel_area=torch.ones_like(direction[:, :1]),
-            camera_indices=participant,
-            metadata={"frame": frame, "participant": participant},
+            camera_indices=participant_row,
+            metadata={
+                "frame": torch.from_numpy(np.concatenate(frame_rows)).to(self.device).unsqueeze(-1),
+                "participant": participant_row,
+            },
         )
         image = torch.from_numpy(np.concatenate(images)).to(self.device).float() / 255.0
         return bundle, {"image": image, "label": torch.from_numpy(np.concatenate(labels)).to(self.device).long()}
@@ -310,14 +324,10 @@ class DialogueDataManager(VanillaDataManager):
         """Rays of one held-out frame, evenly drawn."""
         self.eval_count += 1
         index = int(self._eval_rng.integers(len(self.eval_dataset)))
-        batch = self.eval_dataset[index]
-        image, labels = batch["image"].to(self.device), batch["label"].to(self.device)
-        pixels = torch.from_numpy(
-            self._eval_rng.integers(labels.numel(), size=min(self.config.eval_num_rays_per_batch, labels.numel()))
-        ).to(self.device)
-        camera = self.eval_dataset.cameras[index : index + 1].to(self.device)
-        bundle = camera.generate_rays(camera_indices=0, keep_shape=True).flatten()[pixels]
-        return bundle, {"image": image.view(-1, 3)[pixels], "label": labels.view(-1)[pixels].long()}
+        participant, frame = self.eval_dataset.participants[index], self.eval_dataset.frames[index]
+        size = self._stores[participant].labels[frame].size
+        pixels = self._eval_rng.integers(size, size=min(self.config.eval_num_rays_per_batch, size))
+        return self._collate([participant], [np.array([frame])], [[pixels]])
 
     def next_eval_image(self, step: int) -> Tuple[Cameras, Dict]:
         """A held-out frame."""
@@ -336,7 +346,7 @@ class DialogueDataManager(VanillaDataManager):
         return {}
 
 
-def pixel_directions(camera: "Camera", height: int, width: int) -> Float[np.ndarray, "pixels 3"]:  # noqa: F821
+def pixel_directions(camera: Camera, height: int, width: int) -> Float[np.ndarray, "pixels 3"]:
     """Unit directions in person space through the centre of every pixel of the frame resized to height × width."""
     rows, columns = np.mgrid[0:height, 0:width] + 0.5
     x = (columns * camera.width / width - camera.cx) / camera.focal

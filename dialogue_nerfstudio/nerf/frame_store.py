@@ -7,8 +7,9 @@ are a cache: they are keyed by the source files and the size, appear only when c
 import hashlib
 import json
 import os
+from functools import cached_property
 from pathlib import Path
-from typing import Iterator, Optional, Tuple
+from typing import Callable, Iterator, Optional, Tuple
 
 import cv2
 import numpy as np
@@ -60,9 +61,22 @@ class FrameStore:
     ):
         self._conversation, self._participant_id = conversation, participant_id
         self._shape = (conversation.num_frames, height, width)
-        folder = Path(cache_folder or default_cache_folder()) / "frames" / self._key()
-        self.frames = self._open(folder / "frames.npy", (*self._shape, 3), self._resized_frames)
-        self.labels = self._open(folder / "labels.npy", self._shape, self._resized_labels)
+        self._cache_folder = Path(cache_folder or default_cache_folder())
+
+    @property
+    def shape(self) -> Tuple[int, int, int]:
+        """(frames, height, width)."""
+        return self._shape
+
+    @cached_property
+    def frames(self) -> UInt8[np.ndarray, "num_frames height width 3"]:
+        """The pictures; the video is decoded the first time that anybody asks, on this machine, for this size."""
+        return self._open("frames.npy", (*self._shape, 3), self._resized_frames)
+
+    @cached_property
+    def labels(self) -> UInt8[np.ndarray, "num_frames height width"]:
+        """The label maps."""
+        return self._open("labels.npy", self._shape, self._resized_labels)
 
     def _key(self) -> str:
         sources = []
@@ -72,7 +86,10 @@ class FrameStore:
             sources.append([str(path), status and status.st_size, status and status.st_mtime_ns])
         return hashlib.sha256(json.dumps([FORMAT_VERSION, sources, self._shape]).encode()).hexdigest()[:24]
 
-    def _open(self, path: Path, shape: Tuple[int, ...], rows: "callable") -> np.memmap:
+    def _open(
+        self, name: str, shape: Tuple[int, ...], rows: Callable[[], Iterator[UInt8[np.ndarray, "h w *c"]]]
+    ) -> np.memmap:
+        path = self._cache_folder / "frames" / self._key() / name
         if not path.is_file():
             with atomic_path(path) as temporary:
                 array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)

@@ -4,7 +4,7 @@ Conventions: rays are in person space (metres) of the participant they show, sor
 they are rendered. P participants, T frames of the timeline, F frames in a batch, R rays, S samples a ray.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Dict, List, Literal, Optional, Set, Tuple, Type, Union
 
 import numpy as np
@@ -16,9 +16,11 @@ from torch.nn import Parameter
 
 from dialogue_nerfstudio.conversation import DialogueError
 from dialogue_nerfstudio.conversation.video import HEAD, NECK, TORSO
+from dialogue_nerfstudio.encodings.hash_grid import HashGridConfig
 from dialogue_nerfstudio.fields.head_field import GridSharing, HeadField, HeadFieldConfig
 from dialogue_nerfstudio.fields.signal_encoder import HeadSignal, SignalEncoder, SignalEncoderConfig
 from dialogue_nerfstudio.fields.torso_field import TorsoField, TorsoFieldConfig
+from dialogue_nerfstudio.metrics.images import image_metrics, label_regions
 from dialogue_nerfstudio.nerf.dataparser import RecordedPerson
 from dialogue_nerfstudio.nerf.panel import DialoguePanel
 from dialogue_nerfstudio.nerf.plates import Plates
@@ -36,6 +38,15 @@ from nerfstudio.models.base_model import Model, ModelConfig
 
 Drive = Literal["role", "audio", "expression"]
 DRIVES: Tuple[Drive, ...] = ("role", "audio", "expression")
+
+CHECKPOINT_FORMAT = 1
+"""Of what is stored beside the parameters; a newer one than the program knows is refused."""
+
+GRID_LAYOUT = "tiny-cuda-nn"
+"""How hash tables are laid out; kernels of the same layout read each other's checkpoints."""
+
+KNOWN_KERNELS = ("torch", "numba")
+"""Kernels whose checkpoints can be read."""
 
 
 @dataclass
@@ -150,6 +161,60 @@ class DialogueModel(Model):
         self.panel = DialoguePanel(
             self.participant_ids, DRIVES, self.config.drive, lambda: self.num_frames, signals.fps
         )
+
+    # Checkpoints -------------------------------------------------------------------------------------------------------
+
+    def get_extra_state(self) -> Dict[str, Any]:
+        """What a checkpoint must agree on with the model that loads it, and what its training saw."""
+        grid = self.head_field.grid.grids[0]
+        return {
+            "format": CHECKPOINT_FORMAT,
+            "grid_layout": GRID_LAYOUT,
+            "kernel": grid.kernel,
+            "head_grid": _grid_size(self.config.head.grid),
+            "torso_grid": _grid_size(self.config.torso.grid),
+            "grid_sharing": self.config.grid_sharing,
+            "participants": list(self.participant_ids),
+            "expression_basis": self._signal_facts.expression_basis,
+            "trained_drives": sorted(self.trained_drives),
+        }
+
+    def set_extra_state(self, state: Dict[str, Any]) -> None:
+        self.check_compatible(state)
+        self.trained_drives = set(state["trained_drives"])
+
+    def check_compatible(self, state: Optional[Dict[str, Any]]) -> None:
+        """Compares a checkpoint's extra state with this model's.
+
+        Raises:
+            DialogueError: one sentence about the first thing that differs.
+        """
+        if not isinstance(state, dict) or "format" not in state:
+            raise DialogueError("the checkpoint was not written by dialogue-nerf; give one of this method.")
+        if state["format"] > CHECKPOINT_FORMAT:
+            raise DialogueError(
+                f"the checkpoint has format {state['format']}, this program knows up to {CHECKPOINT_FORMAT}; "
+                "upgrade dialogue-nerfstudio."
+            )
+        own = self.get_extra_state()
+        if state["grid_layout"] != own["grid_layout"] or state["kernel"] not in KNOWN_KERNELS:
+            raise DialogueError(
+                f"the checkpoint was trained with the hash-grid kernel '{state['kernel']}' (layout "
+                f"'{state['grid_layout']}'), which this program cannot read; it reads {', '.join(KNOWN_KERNELS)} with "
+                f"layout '{own['grid_layout']}'. Train again, or load it where that kernel is installed."
+            )
+        for key, what in (
+            ("participants", "participants"),
+            ("grid_sharing", "grid sharing"),
+            ("head_grid", "hash grid of the head"),
+            ("torso_grid", "hash grid of the torso"),
+            ("expression_basis", "expression basis"),
+        ):
+            if state[key] != own[key]:
+                raise DialogueError(
+                    f"the checkpoint's {what} ({state[key]}) is not this configuration's ({own[key]}); load the config.yml "
+                    "and the data that it was trained with."
+                )
 
     # Signals -----------------------------------------------------------------------------------------------------------
 
@@ -452,13 +517,15 @@ class DialogueModel(Model):
             raise DialogueError(f"there is no frame {frame}; the timeline has {self.num_frames}.")
         if not 0 <= participant < len(self.participant_ids):
             raise DialogueError(f"there is no participant {participant}; there are {len(self.participant_ids)}.")
+        plate_height = self.plates.height_for(participant, float(camera.fy.reshape(-1)[0]))
         camera = camera.to(self.device)
+        # On a copy: rays need no metadata, and expanding it to every pixel takes time and warns on recent torch.
+        camera.metadata = None
         bundle = camera.generate_rays(camera_indices=0, keep_shape=True)
         height, width = bundle.origins.shape[:2]
         origins, directions = bundle.origins.view(-1, 3), bundle.directions.view(-1, 3)
         frames = torch.tensor([frame], device=self.device)
         conditions = self.conditions(participant, frames, drive or self._drive())
-        plate_height = self.plates.height_for(participant, float(camera.fy.reshape(-1)[0]))
         chunks: Dict[str, List[Tensor]] = {}
         for rows in torch.arange(height * width, device=self.device).split(self.config.eval_num_rays_per_chunk):
             o, d = origins[rows], directions[rows]
@@ -534,6 +601,34 @@ class DialogueModel(Model):
         if "shift_squared" in outputs and config.deformation_coefficient > 0:
             losses["deformation"] = config.deformation_coefficient * outputs["shift_squared"]
         return losses
+
+    @torch.no_grad()
+    def get_image_metrics_and_images(
+        self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor]
+    ) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
+        """PSNR and SSIM of the full frame, head, torso and mouth (see metrics/images.py), and pictures for the log."""
+        image, rgb = batch["image"].to(self.device), outputs["rgb"].clamp(0.0, 1.0)
+        labels = batch["label"].squeeze(-1)
+        regions = label_regions(labels)
+        regions["mouth"] = _box_mask(batch["mouth_box"], *labels.shape)
+        metrics = image_metrics(rgb.cpu(), image.cpu(), {name: region.cpu() for name, region in regions.items()})
+        images = {
+            "image": torch.cat([image, rgb, (4.0 * (image - rgb).abs()).clamp(0.0, 1.0)], dim=1),
+            "head_and_torso": torch.cat([outputs["head"], outputs["torso"]], dim=1).expand(-1, -1, 3),
+        }
+        return metrics, images
+
+
+def _box_mask(box: Int[Tensor, "4"], height: int, width: int) -> Bool[Tensor, "height width"]:
+    left, top, right, bottom = box.tolist()
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def _grid_size(config: HashGridConfig) -> Dict[str, int]:
+    """A grid's size without its kernel, which does not change the parameters."""
+    return {name: value for name, value in asdict(config).items() if name != "kernel"}
 
 
 def mask_loss(

@@ -1,7 +1,8 @@
 """Dialogue pipeline: datamanager and model together, and checkpoints that load completely or not at all."""
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Literal, Optional, Type
+from pathlib import Path
+from typing import Any, Dict, Literal, Mapping, Optional, Tuple, Type
 
 import numpy as np
 import torch
@@ -9,10 +10,12 @@ from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 from torch.cuda.amp.grad_scaler import GradScaler
 
+from dialogue_nerfstudio.conversation import DialogueError
 from dialogue_nerfstudio.conversation.video import HEAD, NECK, TORSO
 from dialogue_nerfstudio.nerf.datamanager import DialogueDataManager, DialogueDataManagerConfig
 from dialogue_nerfstudio.nerf.hull import visual_hull
 from dialogue_nerfstudio.nerf.model import DialogueModelConfig
+from dialogue_nerfstudio.nerf.user_errors import exit_on_user_error
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 
 HULL_FRAMES = 64
@@ -28,6 +31,11 @@ class DialoguePipelineConfig(VanillaPipelineConfig):
     """Where rays come from."""
     model: DialogueModelConfig = field(default_factory=DialogueModelConfig)
     """The avatars."""
+
+    def setup(self, **kwargs: Any) -> "DialoguePipeline":
+        """What nerfstudio's commands call; a user error ends them with one sentence. From Python use the class."""
+        with exit_on_user_error():
+            return super().setup(**kwargs)
 
 
 class DialoguePipeline(VanillaPipeline):
@@ -48,6 +56,45 @@ class DialoguePipeline(VanillaPipeline):
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
         if test_mode == "val":
             self._carve()
+
+    def load_pipeline(self, loaded_state: Dict[str, Any], step: int) -> None:
+        """What nerfstudio's commands call; a user error ends them with one sentence."""
+        with exit_on_user_error():
+            self.load_strictly(loaded_state, step)
+
+    def load_strictly(self, loaded_state: Mapping[str, Any], step: int) -> None:
+        """Loads every parameter or refuses; the base class would drop what does not fit and render noise.
+
+        Raises:
+            DialogueError: the checkpoint is of other participants, another grid or kernel, other sizes, or no
+                checkpoint of this method.
+        """
+        state = {key.removeprefix("module."): value for key, value in loaded_state.items()}
+        model_state = {
+            key.removeprefix("_model.").removeprefix("module."): value
+            for key, value in state.items()
+            if key.startswith("_model.")
+        }
+        self.model.check_compatible(model_state.get("_extra_state"))
+        self.model.update_to_step(step)
+        try:
+            self.model.load_state_dict(model_state, strict=True)
+        except RuntimeError as error:
+            difference = next(line.strip() for line in str(error).splitlines()[1:] if line.strip())
+            raise DialogueError(
+                f"the checkpoint does not fit this configuration ({difference}); load the config.yml that was saved "
+                "with it."
+            ) from error
+
+    def get_train_loss_dict(self, step: int) -> Tuple[Any, Dict[str, Any], Dict[str, Any]]:
+        with exit_on_user_error():
+            return super().get_train_loss_dict(step)
+
+    def get_average_eval_image_metrics(
+        self, step: Optional[int] = None, output_path: Optional[Path] = None, get_std: bool = False
+    ) -> Dict[str, Any]:
+        with exit_on_user_error():
+            return super().get_average_eval_image_metrics(step, output_path, get_std)
 
     def _carve(self) -> None:
         """Gives the model the visual hulls of the training frames."""

@@ -1,0 +1,94 @@
+"""Trainer: nerfstudio's, with checkpoints that are never half-written and learning rates that decay to the run's end."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional, Type
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from dialogue_nerfstudio.conversation.files import atomic_path
+from dialogue_nerfstudio.nerf.user_errors import exit_on_user_error
+from nerfstudio.engine.optimizers import AdamOptimizerConfig, Optimizers
+from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
+from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.utils.decorators import check_main_thread
+
+
+@dataclass
+class FusedAdamConfig(AdamOptimizerConfig):
+    """Adam in one pass over the parameters: a third of the time over dense hash tables on a CPU."""
+
+    eps: float = 1e-15
+    """Added to the denominator; small, because most table entries have tiny gradients (Instant-NGP)."""
+    fused: bool = True
+    """PyTorch's fused kernel."""
+
+
+@dataclass
+class RunDecayConfig(SchedulerConfig):
+    """Exponential decay over the run.
+
+    nerfstudio's own exponential decay stores NumPy numbers in checkpoints, which torch ≥ 2.6 refuses to load.
+    """
+
+    _target: Type = field(default_factory=lambda: RunDecay)
+    final_share: float = 0.05
+    """Share of the initial learning rate that is left at the end."""
+    max_steps: Optional[int] = None
+    """Steps until the end; None for the run's max_num_iterations."""
+
+
+class RunDecay(Scheduler):
+    """lr(step) = lr · final_share^(step / max_steps)."""
+
+    config: RunDecayConfig
+
+    def get_scheduler(self, optimizer: Optimizer, lr_init: float) -> LambdaLR:
+        steps, final = self.config.max_steps, self.config.final_share
+        assert steps is not None, "DialogueTrainer fills max_steps in"
+        return LambdaLR(optimizer, lambda step: float(final ** min(step / steps, 1.0)))
+
+
+@dataclass
+class DialogueTrainerConfig(TrainerConfig):
+    """nerfstudio's trainer for avatars."""
+
+    _target: Type = field(default_factory=lambda: DialogueTrainer)
+
+
+class DialogueTrainer(Trainer):
+    """See the module's sentence."""
+
+    def setup_optimizers(self) -> Optimizers:
+        for group in self.config.optimizers.values():
+            scheduler = group["scheduler"]
+            if isinstance(scheduler, RunDecayConfig) and scheduler.max_steps is None:
+                scheduler.max_steps = self.config.max_num_iterations
+        return super().setup_optimizers()
+
+    @check_main_thread
+    def save_checkpoint(self, step: int) -> None:
+        """The base class writes in place, so that a full disk or a kill would leave half a file as the newest one."""
+        path: Path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
+        pipeline = getattr(self.pipeline, "module", self.pipeline)
+        state = {
+            "step": step,
+            "pipeline": pipeline.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.optimizers.items()},
+            "schedulers": {name: scheduler.state_dict() for name, scheduler in self.optimizers.schedulers.items()},
+            "scalers": self.grad_scaler.state_dict(),
+        }
+        with exit_on_user_error(), atomic_path(path) as temporary:
+            _save(state, temporary)
+        if self.config.save_only_latest_checkpoint:
+            for other in self.checkpoint_dir.glob("step-*.ckpt"):
+                if other != path:
+                    other.unlink()
+
+
+def _save(state: dict, path: Path) -> None:
+    """torch.save through a Python file, whose OSError says why it failed; torch's own writer hides that."""
+    with open(path, "wb") as stream:
+        torch.save(state, stream)
