@@ -100,7 +100,7 @@ def _simulate(folder: Path, seconds: float, size: int, seed: int, progress: "Sta
     from dialogue_nerfstudio.conversation.simulate import SimulationConfig, simulate_conversation
 
     config = SimulationConfig(seconds=seconds, size=size, num_people=2, seed=seed)
-    simulate_conversation(config, folder, progress=progress)
+    simulate_conversation(config, folder, lambda done, total: progress(folder.name, done, total))
 
 
 def _process(simulated: Path, conversation: Path, options: Demo, progress: "StageProgress") -> None:

@@ -43,6 +43,7 @@ def main(args: Optional[Sequence[str]] = None) -> int:
     if not sys.warnoptions:
         # What torch and nerfstudio deprecate is for their developers; on our users' screens it hides the one sentence.
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", module=r"nerfstudio\.")
     command = tyro.cli(Command, prog="ns-dialogue", description=DESCRIPTION, args=args)
     try:
         return command.run()

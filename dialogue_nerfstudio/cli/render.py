@@ -11,6 +11,7 @@ from dialogue_nerfstudio.conversation.errors import DialogueError
 if TYPE_CHECKING:
     import numpy as np
     from nerfstudio.cameras.cameras import Cameras
+    from nerfstudio.engine.trainer import TrainerConfig
 
     from dialogue_nerfstudio.conversation.conversation import Camera, Conversation
     from dialogue_nerfstudio.output.driving import Driving
@@ -84,6 +85,18 @@ class Render:
                 raise DialogueError(f"{option} {path}: there is no such file.")
 
 
+def training_conversation(config: "TrainerConfig") -> "Conversation":
+    """The conversation a run was trained on, with the split that it was trained with.
+
+    Raises:
+        DialogueError: if it is not there any more, or damaged.
+    """
+    datamanager = config.pipeline.datamanager
+    if datamanager.data is not None:
+        datamanager.dataparser.data = Path(datamanager.data)
+    return datamanager.dataparser.setup().conversation
+
+
 def choose_driving(conversation: "Conversation", options: Render) -> "Driving":
     """What the options say drives the avatars.
 
@@ -115,23 +128,23 @@ def render_video(options: Render, progress: Any) -> dict[str, Any]:
     Raises:
         DialogueError: if the checkpoint, a participant or what drives them cannot be used, or the disk is full.
     """
-    from dialogue_nerfstudio.conversation.conversation import load_conversation
-    from dialogue_nerfstudio.nerf.load import load_pipeline_for_rendering
+    from dialogue_nerfstudio.nerf.load import load_pipeline_for_rendering, read_config
     from dialogue_nerfstudio.output.video import write_conversation_video
 
     progress("load", 0, 1)
-    config, pipeline = load_pipeline_for_rendering(options.load_config)
-    conversation = load_conversation(config.pipeline.datamanager.data)
+    # The checkpoint is slow to load, so what is asked of it is checked first.
+    conversation = training_conversation(read_config(options.load_config))
     participants = list(options.participants) or conversation.participant_ids
     for participant_id in participants:
         conversation.participant(participant_id)
     driving = choose_driving(conversation, options)
+    config, pipeline = load_pipeline_for_rendering(options.load_config)
     progress("load", 1, 1)
 
     start = time.perf_counter()
     provenance = {
         "method": config.method_name,
-        "checkpoint": str(config.load_checkpoint or config.get_checkpoint_dir()),
+        "checkpoint": str(config.load_dir),
         "checkpoint_step": config.load_step,
         "participants": participants,
         "sources": driving.sources,

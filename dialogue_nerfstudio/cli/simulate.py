@@ -8,7 +8,7 @@ from pathlib import Path
 class Simulate:
     """Make a simulated conversation: a video with sound, and the true poses, expressions and roles behind it.
 
-    Writes video.mp4 (what `ns-dialogue process` takes) and truth/ (a conversation, what `ns-train` takes).
+    Writes video.mp4, for `ns-dialogue process`, and truth/, to measure against and for `ns-dialogue render --motion`.
     """
 
     output: Path = Path("simulated")
@@ -20,7 +20,7 @@ class Simulate:
     num_people: int = 2
     """How many people talk."""
     seed: int = 0
-    """Same seed, same conversation."""
+    """Draws what is said and how everybody moves; same seed, same conversation."""
 
     def run(self) -> int:
         from rich.console import Console
@@ -30,10 +30,11 @@ class Simulate:
 
         config = SimulationConfig(seconds=self.seconds, size=self.size, num_people=self.num_people, seed=self.seed)
         with StageProgress() as progress:
-            simulate_conversation(config, self.output, progress=progress)
+            simulate_conversation(config, self.output, lambda done, total: progress("simulate", done, total))
         Console().print(
             f"Simulated {self.num_people} people for {self.seconds:g} s in {self.output}\n"
-            f"  ns-dialogue process {self.output / 'video.mp4'} --output data/{self.output.name}\n"
-            f"  ns-train dialogue-nerf --data {self.output / 'truth'}"
+            f"  ns-dialogue process {self.output / 'video.mp4'} --output data/{self.output.name}",
+            highlight=False,
+            soft_wrap=True,
         )
         return 0
