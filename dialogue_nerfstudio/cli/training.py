@@ -19,6 +19,7 @@ def train_avatars(
     seed: int,
     resolution: Optional[int] = None,
     progress: Optional[Progress] = None,
+    drive: str = "role",
 ) -> Path:
     """What `ns-train dialogue-nerf --data DATA` does, without a viewer.
 
@@ -29,6 +30,7 @@ def train_avatars(
         seed: of everything random.
         resolution: height of the pictures to train on, pixels; the method's own default if None.
         progress: called as progress("train", iterations done, iterations).
+        drive: what moves faces, the model's `drive`.
 
     Returns:
         The config.yml that nerfstudio's other commands take as --load-config.
@@ -46,6 +48,7 @@ def train_avatars(
     config.data = data
     config.pipeline.datamanager.data = data
     config.pipeline.datamanager.dataparser.resolution = resolution
+    config.pipeline.model.drive = drive
     config.max_num_iterations = iterations
     config.steps_per_save = iterations
     config.machine.seed = seed
