@@ -11,6 +11,7 @@ is cached beside this file and specialised for (d, F).
 """
 
 import functools
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import no_type_check
@@ -32,7 +33,11 @@ FAST = {"contract", "reassoc", "nsz", "arcp", "afn"}
 ZERO, HALF, ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
 
 # `no_type_check` below keeps the tests' shape checker from wrapping what numba has to compile.
-# numba's thread pools do not promise to survive calls from two Python threads at once (a viewer renders in its own).
+# Of numba's thread pools, the work queue is in every wheel, survives a fork (data loaders) and sleeps between calls;
+# its OpenMP pool would be a second one beside torch's, each spinning on the cores that the other needs. The work queue
+# must not be entered by two Python threads at once, and a viewer renders in its own: hence the lock.
+if "NUMBA_THREADING_LAYER" not in os.environ:
+    numba.config.THREADING_LAYER = "workqueue"
 _pool_lock = threading.Lock()
 
 
@@ -50,66 +55,85 @@ def _cell(position, scale):
 
 @njit(cache=True, fastmath=FAST)
 @no_type_check
-def _inside(position):
-    return position >= ZERO and position <= ONE
-
-
-@njit(cache=True, fastmath=FAST)
-@no_type_check
-def _plane(x, y, stride_x, stride_y, along_z, hashed, size, offset):
-    """Entries of the four corners (00, 10, 01, 11) of a cell's face at one z."""
+def _face(x, y, z, stride_x, stride_y, hashed, size, offset, num_features):
+    """Where the entries of the corners 00, 10, 01, 11 of a cell's face at one z start in the flat table."""
     x1, y1 = x + stride_x, y + stride_y
     if hashed:
         mask = size - 1
-        i00, i10 = (x ^ y ^ along_z) & mask, (x1 ^ y ^ along_z) & mask
-        i01, i11 = (x ^ y1 ^ along_z) & mask, (x1 ^ y1 ^ along_z) & mask
+        i00, i10, i01, i11 = (x ^ y ^ z) & mask, (x1 ^ y ^ z) & mask, (x ^ y1 ^ z) & mask, (x1 ^ y1 ^ z) & mask
     else:
-        i00, i10 = x + y + along_z, x1 + y + along_z
-        i01, i11 = x + y1 + along_z, x1 + y1 + along_z
+        i00, i10, i01, i11 = x + y + z, x1 + y + z, x + y1 + z, x1 + y1 + z
         # Only the shifted last half cell overruns, by less than one grid: a subtraction is the whole modulo.
         i00 -= size if i00 >= size else 0
         i10 -= size if i10 >= size else 0
         i01 -= size if i01 >= size else 0
         i11 -= size if i11 >= size else 0
-    return offset + i00, offset + i10, offset + i01, offset + i11
+    # Unsigned, because numba checks signed indices for Python's counting from the end.
+    return (
+        np.uintp((offset + i00) * num_features),
+        np.uintp((offset + i10) * num_features),
+        np.uintp((offset + i01) * num_features),
+        np.uintp((offset + i11) * num_features),
+    )
+
+
+@njit(cache=True, fastmath=FAST)
+@no_type_check
+def _add_scaled(target, at, weight, source, start, num_features):
+    """target[at + f] += weight · source[start + f]; two features in one vector add."""
+    if num_features == 2:
+        source0, source1 = source[start], source[start + np.uintp(1)]
+        target0, target1 = target[at], target[at + np.uintp(1)]
+        target[at] = target0 + weight * source0
+        target[at + np.uintp(1)] = target1 + weight * source1
+    else:
+        for f in range(np.uintp(num_features)):
+            target[at + f] += weight * source[start + f]
 
 
 @functools.cache
 @no_type_check
 def compiled(num_dims: int, num_features: int) -> tuple[Callable, Callable, Callable]:
-    """(forward, table gradient, position gradient), specialised for d and F. Compiled at their first call."""
+    """(forward, table gradient, position gradient), specialised for d and F. Compiled at their first call.
+
+    They read and write flat arrays, so that d and F are constants in every address.
+    """
 
     def forward(positions, table, scales, strides, offsets, hashed, features, block):
-        num_points, num_levels = positions.shape[0], scales.shape[0]
+        num_points, num_levels = len(positions) // num_dims, len(scales)
         for b in prange((num_points + block - 1) // block):
+            start, stop = np.uintp(b * block), np.uintp(min((b + 1) * block, num_points))
             for level in range(num_levels):
                 scale, is_hashed, offset = scales[level], hashed[level], offsets[level]
                 size = offsets[level + 1] - offset
                 sx, sy, sz = strides[level, 0], strides[level, 1], strides[level, 2]
-                for p in range(b * block, min((b + 1) * block, num_points)):
-                    cx, fx = _cell(positions[p, 0], scale)
-                    cy, fy = _cell(positions[p, 1], scale)
+                for p in range(start, stop):
+                    cx, fx = _cell(positions[p * np.uintp(num_dims)], scale)
+                    cy, fy = _cell(positions[p * np.uintp(num_dims) + np.uintp(1)], scale)
                     x, y, z, fz = cx * sx, cy * sy, 0, ZERO
                     if num_dims == 3:
-                        cz, fz = _cell(positions[p, 2], scale)
+                        cz, fz = _cell(positions[p * np.uintp(num_dims) + np.uintp(2)], scale)
                         z = cz * sz
-                    a, c, d, e = _plane(x, y, sx, sy, z, is_hashed, size, offset)
                     w11 = fx * fy
                     w10, w01 = fx - w11, fy - w11
                     w00 = ONE - fx - w01
+                    first = p * np.uintp(num_levels * num_features) + np.uintp(level * num_features)
+                    e00, e10, e01, e11 = _face(x, y, z, sx, sy, is_hashed, size, offset, num_features)
                     if num_dims == 3:
-                        g, h, i, j = _plane(x, y, sx, sy, z + sz, is_hashed, size, offset)
-                        for f in range(num_features):
-                            low = w00 * table[a, f] + w10 * table[c, f] + w01 * table[d, f] + w11 * table[e, f]
-                            high = w00 * table[g, f] + w10 * table[h, f] + w01 * table[i, f] + w11 * table[j, f]
-                            features[p, level * num_features + f] = low + fz * (high - low)
+                        h00, h10, h01, h11 = _face(x, y, z + sz, sx, sy, is_hashed, size, offset, num_features)
+                        for f in range(np.uintp(num_features)):
+                            low = w00 * table[e00 + f] + w10 * table[e10 + f]
+                            low += w01 * table[e01 + f] + w11 * table[e11 + f]
+                            high = w00 * table[h00 + f] + w10 * table[h10 + f]
+                            high += w01 * table[h01 + f] + w11 * table[h11 + f]
+                            features[first + f] = low + fz * (high - low)
                     else:
-                        for f in range(num_features):
-                            low = w00 * table[a, f] + w10 * table[c, f] + w01 * table[d, f] + w11 * table[e, f]
-                            features[p, level * num_features + f] = low
+                        for f in range(np.uintp(num_features)):
+                            low = w00 * table[e00 + f] + w10 * table[e10 + f]
+                            features[first + f] = low + w01 * table[e01 + f] + w11 * table[e11 + f]
 
     def table_gradient(positions, scales, strides, offsets, hashed, grad_features, grad_parts):
-        num_points, num_levels, num_parts = positions.shape[0], scales.shape[0], grad_parts.shape[0]
+        num_points, num_levels, num_parts = len(positions) // num_dims, len(scales), len(grad_parts)
         for task in prange(num_levels * num_parts):
             # Fine levels first: they are the slow ones, and a thread that starts one last would keep all waiting.
             level, part = num_levels - 1 - task // num_parts, task % num_parts
@@ -117,81 +141,82 @@ def compiled(num_dims: int, num_features: int) -> tuple[Callable, Callable, Call
             scale, is_hashed, offset = scales[level], hashed[level], offsets[level]
             size = offsets[level + 1] - offset
             sx, sy, sz = strides[level, 0], strides[level, 1], strides[level, 2]
-            for p in range(num_points * part // num_parts, num_points * (part + 1) // num_parts):
-                cx, fx = _cell(positions[p, 0], scale)
-                cy, fy = _cell(positions[p, 1], scale)
+            start, stop = num_points * part // num_parts, num_points * (part + 1) // num_parts
+            for p in range(np.uintp(start), np.uintp(stop)):
+                cx, fx = _cell(positions[p * np.uintp(num_dims)], scale)
+                cy, fy = _cell(positions[p * np.uintp(num_dims) + np.uintp(1)], scale)
                 x, y, z, fz = cx * sx, cy * sy, 0, ZERO
                 if num_dims == 3:
-                    cz, fz = _cell(positions[p, 2], scale)
+                    cz, fz = _cell(positions[p * np.uintp(num_dims) + np.uintp(2)], scale)
                     z = cz * sz
-                a, c, d, e = _plane(x, y, sx, sy, z, is_hashed, size, offset)
+                # Weights of the face at z, and below of the one at z + 1.
                 w11 = fx * fy
                 w10, w01 = fx - w11, fy - w11
                 w00 = ONE - fx - w01
-                for f in range(num_features):
-                    grad = grad_features[p, level * num_features + f]
-                    low = (ONE - fz) * grad
-                    grad_table[a, f] += w00 * low
-                    grad_table[c, f] += w10 * low
-                    grad_table[d, f] += w01 * low
-                    grad_table[e, f] += w11 * low
+                nearer = ONE - fz
+                first = p * np.uintp(num_levels * num_features) + np.uintp(level * num_features)
+                e00, e10, e01, e11 = _face(x, y, z, sx, sy, is_hashed, size, offset, num_features)
+                _add_scaled(grad_table, e00, w00 * nearer, grad_features, first, num_features)
+                _add_scaled(grad_table, e10, w10 * nearer, grad_features, first, num_features)
+                _add_scaled(grad_table, e01, w01 * nearer, grad_features, first, num_features)
+                _add_scaled(grad_table, e11, w11 * nearer, grad_features, first, num_features)
                 if num_dims == 3:
-                    g, h, i, j = _plane(x, y, sx, sy, z + sz, is_hashed, size, offset)
-                    for f in range(num_features):
-                        high = fz * grad_features[p, level * num_features + f]
-                        grad_table[g, f] += w00 * high
-                        grad_table[h, f] += w10 * high
-                        grad_table[i, f] += w01 * high
-                        grad_table[j, f] += w11 * high
+                    e00, e10, e01, e11 = _face(x, y, z + sz, sx, sy, is_hashed, size, offset, num_features)
+                    _add_scaled(grad_table, e00, w00 * fz, grad_features, first, num_features)
+                    _add_scaled(grad_table, e10, w10 * fz, grad_features, first, num_features)
+                    _add_scaled(grad_table, e01, w01 * fz, grad_features, first, num_features)
+                    _add_scaled(grad_table, e11, w11 * fz, grad_features, first, num_features)
 
     def position_gradient(positions, table, scales, strides, offsets, hashed, grad_features, grad_positions, block):
-        num_points, num_levels = positions.shape[0], scales.shape[0]
+        num_points, num_levels = len(positions) // num_dims, len(scales)
         for b in prange((num_points + block - 1) // block):
-            start, stop = b * block, min((b + 1) * block, num_points)
+            start, stop = np.uintp(b * block), np.uintp(min((b + 1) * block, num_points))
             for level in range(num_levels):
                 scale, is_hashed, offset = scales[level], hashed[level], offsets[level]
                 size = offsets[level + 1] - offset
                 sx, sy, sz = strides[level, 0], strides[level, 1], strides[level, 2]
                 for p in range(start, stop):
-                    cx, fx = _cell(positions[p, 0], scale)
-                    cy, fy = _cell(positions[p, 1], scale)
+                    at = p * np.uintp(num_dims)
+                    cx, fx = _cell(positions[at], scale)
+                    cy, fy = _cell(positions[at + np.uintp(1)], scale)
                     x, y, z, fz = cx * sx, cy * sy, 0, ZERO
                     if num_dims == 3:
-                        cz, fz = _cell(positions[p, 2], scale)
+                        cz, fz = _cell(positions[at + np.uintp(2)], scale)
                         z = cz * sz
-                    a, c, d, e = _plane(x, y, sx, sy, z, is_hashed, size, offset)
-                    # s: how much the loss wants of each corner's entry.
-                    s00, s10, s01, s11 = ZERO, ZERO, ZERO, ZERO
-                    for f in range(num_features):
-                        grad = grad_features[p, level * num_features + f]
-                        s00 += grad * table[a, f]
-                        s10 += grad * table[c, f]
-                        s01 += grad * table[d, f]
-                        s11 += grad * table[e, f]
-                    low_x = (s10 - s00) + fy * ((s11 - s01) - (s10 - s00))
-                    low_y = (s01 - s00) + fx * ((s11 - s10) - (s01 - s00))
+                    first = p * np.uintp(num_levels * num_features) + np.uintp(level * num_features)
+                    e00, e10, e01, e11 = _face(x, y, z, sx, sy, is_hashed, size, offset, num_features)
+                    # n00 … n11: how much the loss wants of each entry of the face at z; f00 … f11: at z + 1.
+                    n00, n10, n01, n11 = ZERO, ZERO, ZERO, ZERO
+                    for f in range(np.uintp(num_features)):
+                        grad = grad_features[first + f]
+                        n00 += grad * table[e00 + f]
+                        n10 += grad * table[e10 + f]
+                        n01 += grad * table[e01 + f]
+                        n11 += grad * table[e11 + f]
+                    near_x0, near_x1 = n10 - n00, n11 - n01
+                    along_x = near_x0 + fy * (near_x1 - near_x0)
+                    along_y = n01 - n00 + fx * (near_x1 - near_x0)
                     if num_dims == 3:
-                        g, h, i, j = _plane(x, y, sx, sy, z + sz, is_hashed, size, offset)
-                        r00, r10, r01, r11 = ZERO, ZERO, ZERO, ZERO
-                        for f in range(num_features):
-                            grad = grad_features[p, level * num_features + f]
-                            r00 += grad * table[g, f]
-                            r10 += grad * table[h, f]
-                            r01 += grad * table[i, f]
-                            r11 += grad * table[j, f]
-                        high_x = (r10 - r00) + fy * ((r11 - r01) - (r10 - r00))
-                        high_y = (r01 - r00) + fx * ((r11 - r10) - (r01 - r00))
-                        low = s00 + fx * (s10 - s00) + fy * (s01 - s00 + fx * (s11 - s10 - s01 + s00))
-                        high = r00 + fx * (r10 - r00) + fy * (r01 - r00 + fx * (r11 - r10 - r01 + r00))
-                        low_x += fz * (high_x - low_x)
-                        low_y += fz * (high_y - low_y)
-                        grad_positions[p, 2] += scale * (high - low)
-                    grad_positions[p, 0] += scale * low_x
-                    grad_positions[p, 1] += scale * low_y
-            for p in range(start, stop):
-                for axis in range(num_dims):
-                    if not _inside(positions[p, axis]):
-                        grad_positions[p, axis] = ZERO
+                        e00, e10, e01, e11 = _face(x, y, z + sz, sx, sy, is_hashed, size, offset, num_features)
+                        f00, f10, f01, f11 = ZERO, ZERO, ZERO, ZERO
+                        for f in range(np.uintp(num_features)):
+                            grad = grad_features[first + f]
+                            f00 += grad * table[e00 + f]
+                            f10 += grad * table[e10 + f]
+                            f01 += grad * table[e01 + f]
+                            f11 += grad * table[e11 + f]
+                        far_x0, far_x1 = f10 - f00, f11 - f01
+                        far_along_x = far_x0 + fy * (far_x1 - far_x0)
+                        far_along_y = f01 - f00 + fx * (far_x1 - far_x0)
+                        along_z = f00 - n00 + fx * (far_x0 - near_x0) + fy * (far_along_y - along_y)
+                        grad_positions[at + np.uintp(2)] += scale * along_z
+                        along_x += fz * (far_along_x - along_x)
+                        along_y += fz * (far_along_y - along_y)
+                    grad_positions[at] += scale * along_x
+                    grad_positions[at + np.uintp(1)] += scale * along_y
+            for at in range(start * np.uintp(num_dims), stop * np.uintp(num_dims)):
+                if not (positions[at] >= ZERO and positions[at] <= ONE):
+                    grad_positions[at] = ZERO
 
     compile_parallel = njit(parallel=True, nogil=True, cache=True, fastmath=FAST, boundscheck=False)
     return compile_parallel(forward), compile_parallel(table_gradient), compile_parallel(position_gradient)
@@ -213,9 +238,9 @@ def _run(kernel: Callable, *arguments) -> None:
         kernel(*arguments)
 
 
-def _array(tensor: Tensor) -> np.ndarray:
-    """The tensor's own memory as a NumPy array (no copy)."""
-    return tensor.detach().numpy()
+def _flat(tensor: Tensor) -> np.ndarray:
+    """The contiguous tensor's own memory as a flat NumPy array (no copy)."""
+    return tensor.detach().view(-1).numpy()
 
 
 def encode_without_gradient(
@@ -228,7 +253,7 @@ def encode_without_gradient(
     scales, strides, offsets, hashed = _level_arrays(tuple(levels), num_dims)
     _run(
         compiled(num_dims, num_features)[0],
-        *(_array(positions), _array(table), scales, strides, offsets, hashed, _array(features), BLOCK_POINTS),
+        *(_flat(positions), _flat(table), scales, strides, offsets, hashed, _flat(features), BLOCK_POINTS),
     )
     return features
 
@@ -254,19 +279,20 @@ class _Encode(torch.autograd.Function):
             grad_positions = torch.zeros_like(positions)
             _run(
                 position_gradient,
-                *(_array(positions), _array(table), scales, strides, offsets, hashed, _array(grad_features)),
-                *(_array(grad_positions), BLOCK_POINTS),
+                *(_flat(positions), _flat(table), scales, strides, offsets, hashed, _flat(grad_features)),
+                *(_flat(grad_positions), BLOCK_POINTS),
             )
         if ctx.needs_input_grad[1]:
             # Two tasks a thread keep a machine with more threads than levels busy and evenly loaded.
             num_threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
             num_parts = 1 if num_threads * 2 <= len(ctx.levels) else -(-num_threads * 2 // len(ctx.levels))
-            grad_parts = torch.zeros(num_parts, *table.shape)
+            grad_parts = torch.zeros(num_parts, table.numel())
             _run(
                 table_gradient,
-                *(_array(positions), scales, strides, offsets, hashed, _array(grad_features), _array(grad_parts)),
+                *(_flat(positions), scales, strides, offsets, hashed, _flat(grad_features), grad_parts.numpy()),
             )
-            grad_table = grad_parts[0] if num_parts == 1 else grad_parts.sum(dim=0)
+            grad_table = grad_parts.sum(dim=0) if num_parts > 1 else grad_parts[0]
+            grad_table = grad_table.view(table.shape)
         return grad_positions, grad_table, None
 
 
