@@ -1,5 +1,6 @@
 """`ns-dialogue demo`: everything once, on a simulated conversation, with figures."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
@@ -37,10 +38,25 @@ class Demo:
 
         from dialogue_nerfstudio.cli.progress import StageProgress
 
-        with StageProgress() as progress:
+        with StageProgress(shares(self)) as progress:
             summary = run_demo(self, progress)
         _print_summary(Console(), summary, self.output)
         return 0
+
+
+def shares(options: Demo) -> dict[str, float]:
+    """Seconds that each stage takes on two cores, measured on the defaults; only the estimate of the time left depends on it."""
+    from dialogue_nerfstudio.cli.process import SHARES
+
+    pixels = (options.size / 256) ** 2
+    return {
+        "simulated": 4.0 * options.seconds * pixels,
+        **{stage: share * options.seconds * pixels / 10 for stage, share in SHARES.items()},
+        "train": options.iterations / 18,
+        "measure": 1.0 * options.seconds,
+        "script": 0.5 * options.new_seconds,
+        "render": 5.0 * options.new_seconds,
+    }
 
 
 def run_demo(options: Demo, progress: "StageProgress") -> dict[str, Any]:
@@ -49,6 +65,7 @@ def run_demo(options: Demo, progress: "StageProgress") -> dict[str, Any]:
     Raises:
         DialogueError: if something is missing that a stage needs, or the disk is full.
     """
+    from dialogue_nerfstudio.cli.process import SHARES
     from dialogue_nerfstudio.cli.stages import StageLog
     from dialogue_nerfstudio.conversation.files import write_json
 
@@ -60,28 +77,44 @@ def run_demo(options: Demo, progress: "StageProgress") -> dict[str, Any]:
 
     log = StageLog(folder / "stages")
     people = {"size": options.size, "seed": options.seed}
-    log.run(
+
+    def run(name: str, stage_options: dict[str, Any], files: list[Path], action: Callable[[], Any], bars: Iterable[str]) -> Any:
+        result = log.run(name, stage_options, files, action)
+        for bar in bars:
+            progress(bar, 1, 1)
+        return result
+
+    run(
         "simulate",
         {"seconds": options.seconds, **people},
         [simulated / "video.mp4", simulated / "truth" / "conversation.json"],
         lambda: _simulate(simulated, options.seconds, options.size, options.seed, progress),
+        ["simulated"],
     )
-    log.run("process", people, [conversation / "conversation.json"], lambda: _process(simulated, conversation, options, progress))
-    tracking = log.run("tracking", {}, [], lambda: _compare_tracking(conversation, simulated / "truth"))
-    log.run(
+    run(
+        "process",
+        people,
+        [conversation / "conversation.json"],
+        lambda: _process(simulated, conversation, options, progress),
+        SHARES,
+    )
+    tracking = run("tracking", {}, [], lambda: _compare_tracking(conversation, simulated / "truth"), [])
+    run(
         "train",
         {"iterations": options.iterations, "resolution": options.resolution},
         [config],
         lambda: _train(conversation, folder / "training", options, progress),
+        ["train"],
     )
-    held_out = log.run("measure", {}, [comparison], lambda: _measure(config, comparison, progress))
-    log.run(
+    held_out = run("measure", {}, [comparison], lambda: _measure(config, comparison, progress), ["measure"])
+    run(
         "script",
         {"seconds": options.new_seconds, **people},
         [script / "truth" / "conversation.json"],
         lambda: _simulate(script, options.new_seconds, 64, options.seed + 1, progress),
+        ["script"],
     )
-    rendered = log.run("render", {}, [video], lambda: _render(config, script / "truth", video, progress))
+    rendered = run("render", {}, [video], lambda: _render(config, script / "truth", video, progress), ["render"])
     summary = {
         "video": str(video),
         "comparison": str(comparison),

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dialogue_nerfstudio.conversation.motion import Motion
 from tiny_conversation import write_tiny_conversation
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def run(name: str, *args: object) -> str:
@@ -30,6 +31,15 @@ def test_read_a_conversation(conversation):
     assert lines[0].startswith("1.0 s, 24 frames, features: mel")
     assert lines[1].startswith("p0 speaks 0.5 s, turns its head by up to ") and lines[1].endswith("frame 0 is 32x32")
     assert len(lines) == 3
+
+
+def test_render_a_frame(trained, tmp_path):
+    run("02_render_a_frame.py", trained.config, "--frame", 3, "--participant", "p1", "--output", tmp_path / "frame.png")
+    with Image.open(tmp_path / "frame.png") as picture:
+        width, height = picture.size
+        pixels = np.asarray(picture).astype(float)
+    assert (width, height) == (2 * 128 + 2, 128)
+    assert np.abs(pixels[:, :128] - pixels[:, -128:]).mean() > 0.5, "the side view is the front view"
 
 
 def test_drive_an_avatar(conversation, tmp_path):
