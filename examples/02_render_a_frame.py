@@ -1,6 +1,6 @@
 """Render one frame of one participant from a checkpoint, from the camera that recorded it and from 10° to its side.
 
-    python examples/02_render_a_frame.py outputs/chat/dialogue-nerf/…/config.yml --frame 30 --output frame.png
+python examples/02_render_a_frame.py outputs/chat/dialogue-nerf/…/config.yml --frame 30 --output frame.png
 """
 
 import copy

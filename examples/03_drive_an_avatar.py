@@ -16,7 +16,10 @@ from dialogue_nerfstudio.conversation.motion import Motion
 
 
 def main(
-    conversation: tyro.conf.Positional[Path], output: tyro.conf.Positional[Path], participant: str = "p0", seconds: float = 3.0
+    conversation: tyro.conf.Positional[Path],
+    output: tyro.conf.Positional[Path],
+    participant: str = "p0",
+    seconds: float = 3.0,
 ) -> None:
     """Write a motion that fits a participant's avatar.
 

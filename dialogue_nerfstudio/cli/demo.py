@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Demo:
-    """Do everything once: simulate a conversation, process its video, train the avatars, measure them on held-out frames,
-    and render a new conversation with sound.
+    """Do everything once: simulate a conversation, process its video, train the avatars, measure them on held-out
+    frames, and render a new conversation with sound.
 
     Finished stages are kept: the same command goes on where it stopped. Figures end up in summary.json.
     """
@@ -45,7 +45,7 @@ class Demo:
 
 
 def shares(options: Demo) -> dict[str, float]:
-    """Seconds that each stage takes on two cores, measured on the defaults; only the estimate of the time left depends on it."""
+    """Seconds that each stage takes on two cores, measured; only the estimate of the time left depends on it."""
     from dialogue_nerfstudio.cli.process import SHARES
 
     pixels = (options.size / 256) ** 2
@@ -78,8 +78,10 @@ def run_demo(options: Demo, progress: "StageProgress") -> dict[str, Any]:
     log = StageLog(folder / "stages")
     people = {"size": options.size, "seed": options.seed}
 
-    def run(name: str, stage_options: dict[str, Any], files: list[Path], action: Callable[[], Any], bars: Iterable[str]) -> Any:
-        result = log.run(name, stage_options, files, action)
+    def run(
+        name: str, changing: dict[str, Any], files: list[Path], action: Callable[[], Any], bars: Iterable[str]
+    ) -> Any:
+        result = log.run(name, changing, files, action)
         for bar in bars:
             progress(bar, 1, 1)
         return result
@@ -152,15 +154,16 @@ def _compare_tracking(tracked_root: Path, truth_root: Path) -> dict[str, Any]:
     num_frames = min(tracked.num_frames, truth.num_frames)
     order = _match_people(tracked, truth, num_frames)
     figures: dict[str, Any] = {"participants": {}}
-    for person, column in zip(tracked.participants, order):
+    for person, column in zip(tracked.participants, order, strict=True):
         found = person.motion.slice(0, num_frames)
         true = truth.participants[column].motion.slice(0, num_frames)
         rotations = found.head_pose[:, :3], true.head_pose[:, :3]
+        centred = rotation_error_degrees(*rotations, remove_offset=True)
         blinks = blink_score(found.blink, true.blink, tracked.fps)
         figures["participants"][person.id] = {
             "true_participant": truth.participants[column].id,
             "head_rotation_degrees": float(rotation_error_degrees(*rotations).mean()),
-            "head_rotation_degrees_offset_removed": float(rotation_error_degrees(*rotations, remove_offset=True).mean()),
+            "head_rotation_degrees_offset_removed": float(centred.mean()),
             "blink_f1": blinks.f1,
             "blinks_found": blinks.predicted,
             "blinks_true": blinks.true,

@@ -17,7 +17,7 @@ PACKAGE = "dialogue-nerfstudio"
 REINSTALL = f"pip install --force-reinstall {PACKAGE}"
 
 MEDIAPIPE_PIN = "0.10.9"
-"""The only version whose models are in the wheel and whose protobuf is nerfstudio's; it has no wheel past Python 3.11."""
+"""The only version whose models are in the wheel and whose protobuf is nerfstudio's; no wheel past Python 3.11."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,9 @@ def check_python() -> str:
 def check_torch() -> str:
     import torch
 
-    cuda = f"CUDA {torch.version.cuda}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "no CUDA device"
-    return f"{torch.__version__}, {cuda}, {torch.get_num_threads()} threads"
+    cuda = torch.cuda.is_available()
+    device = f"CUDA {torch.version.cuda}, {torch.cuda.get_device_name()}" if cuda else "no CUDA device"
+    return f"{torch.__version__}, {device}, {torch.get_num_threads()} threads"
 
 
 def check_torchvision() -> str:
@@ -174,7 +175,10 @@ def collect_checks() -> list[Check]:
         probe("H.264 encoder", True, "writing videos", "pip install --force-reinstall av", check_encoder("libx264")),
         probe("AAC encoder", True, "writing sound", "pip install --force-reinstall av", check_encoder("aac")),
         probe("mediapipe", False, "ns-dialogue process", mediapipe_fix, check_import("mediapipe", "mediapipe")),
-        probe("silero-vad", False, "finding speech in process", "pip install silero-vad", check_import("silero_vad", "silero-vad")),
+        probe(
+            "silero-vad", False, "finding speech in process",
+            "pip install silero-vad", check_import("silero_vad", "silero-vad"),
+        ),
         probe(
             "Resemblyzer", False, "telling voices apart in process",
             "pip install --no-deps Resemblyzer==0.1.4", check_speaker_encoder,

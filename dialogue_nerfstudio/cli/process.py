@@ -21,14 +21,14 @@ SHARES = {
     "voices": 2.0,
     "roles": 0.1,
 }
-"""How long the stages take, relative to each other, measured (two people, 1080p); only the estimate of the time left depends
-on it."""
+"""How long the stages take, relative to each other, measured (two people, 1080p); only the estimate of the time left
+depends on it."""
 
 
 @dataclass
 class Process:
-    """Turn a video of people talking into a conversation: who speaks when, each face's pose, expression, blink and gaze,
-    audio features, masks.
+    """Turn a video of people talking into a conversation: who speaks when, each face's pose, expression, blink and
+    gaze, audio features, masks.
 
     Finished stages are kept: the same command goes on where it stopped. Figures end up in process.json.
     """

@@ -14,8 +14,8 @@ class StageProgress:
     """Bars that fill as `progress(stage, done, total)` is called by whatever does the work. Use as a context manager.
 
     Args:
-        shares: stage → how long it takes relative to the others; there is a bar over all of them, with an estimate of the
-            whole time left. Without shares, each stage has only its own.
+        shares: stage → how long it takes relative to the others; there is a bar over all of them, with an estimate of
+            the whole time left. Without shares, each stage has only its own.
         console: where to; stdout if None.
     """
 

@@ -40,8 +40,8 @@ class Render:
     rttm: Optional[Path] = None
     """Who speaks when in --audio, as RTTM with the participants' ids as speakers."""
     drive: Optional[Literal["role", "audio", "expression"]] = None
-    """What moves the faces: by role (audio for who speaks, expression for who listens), audio, or expression; as trained
-    if not given."""
+    """What moves the faces: by role (audio for who speaks, expression for who listens), audio, or expression; as
+    trained if not given."""
     participants: tuple[str, ...] = ()
     """Who is in the picture, from left to right; everybody if not given."""
     frames: Optional[str] = None
@@ -77,7 +77,9 @@ class Render:
         if self.motion is None and self.motion_map:
             raise DialogueError("--motion-map says who takes whose motion: add --motion, or leave it out.")
         if self.split != "all" and (self.motion is not None or self.audio is not None):
-            raise DialogueError(f"--split {self.split} is a part of the recording: use --frames with --motion or --audio.")
+            raise DialogueError(
+                f"--split {self.split} is part of the recording: use --frames with --motion or --audio."
+            )
         if self.resolution is not None and self.resolution < 2:
             raise DialogueError(f"--resolution {self.resolution}: at least 2 pixels are needed.")
         for path, option in ((self.load_config, "--load-config"), (self.audio, "--audio"), (self.rttm, "--rttm")):

@@ -12,8 +12,8 @@ from dialogue_nerfstudio.conversation.files import read_json, write_json
 class StageLog:
     """Runs named stages of a command once, in order.
 
-    A stage is skipped when its record says that it finished with the same options, everything before it was skipped too,
-    and the files it promises are there. Records live in `folder`, one JSON a stage.
+    A stage is skipped when its record says that it finished with the same options, everything before it was skipped
+    too, and the files it promises are there. Records live in `folder`, one JSON a stage.
     """
 
     def __init__(self, folder: Path) -> None:

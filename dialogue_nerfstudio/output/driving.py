@@ -1,4 +1,4 @@
-"""Decide, frame by frame, what moves and sounds in a rendered conversation: the recording, another motion, or new audio.
+"""Decide, frame by frame, what moves and sounds in a rendered conversation: the recording, other motion, new audio.
 
 Convention: T frames at `fps`; every participant has a Motion of T frames, mel features float32 [T, 16, 80], roles bool
 [T, P] in the order of the avatars' participants, sound float32 [S] mono at `sample_rate` Hz, S = T / fps · sample_rate.
@@ -35,7 +35,7 @@ class Driving:
     """audio features of the mix"""
     speaking: Bool[np.ndarray, "T P"]
     """who speaks at which frame, columns in the order of `motions`"""
-    audio: Float[np.ndarray, "S"]
+    audio: Float[np.ndarray, " S"]
     """the sound to mux"""
     sample_rate: int
     """Hz"""
@@ -48,7 +48,7 @@ class Driving:
     def num_frames(self) -> int:
         return len(self.speaking)
 
-    def take(self, frames: Int[np.ndarray, "n"]) -> "Driving":
+    def take(self, frames: Int[np.ndarray, " n"]) -> "Driving":
         """The named frames in their order, with the sound of each."""
         bounds = np.round(np.stack([frames, frames + 1]) / self.fps * self.sample_rate).astype(int)
         audio = np.concatenate([self.audio[start:stop] for start, stop in bounds.T] or [self.audio[:0]])
@@ -56,7 +56,7 @@ class Driving:
         return replace(self, motions=motions, mel=self.mel[frames], speaking=self.speaking[frames], audio=audio)
 
 
-def ping_pong(num_frames: int, length: int) -> Int[np.ndarray, "length"]:
+def ping_pong(num_frames: int, length: int) -> Int[np.ndarray, " length"]:
     """Frame numbers 0 … num_frames−1, back to 0 and so on, `length` of them: a loop without a jump."""
     if num_frames == 1:
         return np.zeros(length, dtype=int)
@@ -103,9 +103,7 @@ def imitate(avatar: Motion, other: Motion, where: str) -> Motion:
     return replace(resampled, expression_residual=residual)
 
 
-def quiet_mouth(
-    motion: Motion, was_speaking: Bool[np.ndarray, "T"], is_speaking: Bool[np.ndarray, "T"]
-) -> Motion:
+def quiet_mouth(motion: Motion, was_speaking: Bool[np.ndarray, " T"], is_speaking: Bool[np.ndarray, " T"]) -> Motion:
     """Close the mouth where somebody listens now but was speaking when recorded, or it would babble without a sound.
 
     Jaw and lip coefficients of those frames become their median while listening (0, the neutral face, if the person
@@ -138,8 +136,8 @@ def drive_by_recording(conversation: Conversation) -> Driving:
 
 
 def fit_audio(
-    audio: Float[np.ndarray, "S"], sample_rate: int, num_frames: int, fps: float
-) -> Float[np.ndarray, "S2"]:
+    audio: Float[np.ndarray, " S"], sample_rate: int, num_frames: int, fps: float
+) -> Float[np.ndarray, " S2"]:
     """The sound cut, or padded with silence, to the length of `num_frames`."""
     count = round(num_frames / fps * sample_rate)
     return np.pad(audio[:count], (0, max(0, count - len(audio)))).astype(np.float32)
@@ -200,7 +198,7 @@ def map_motions(avatar_ids: Sequence[str], other_ids: Sequence[str], pairs: Sequ
     if not pairs:
         if set(avatar_ids) <= set(other_ids):
             return {avatar_id: avatar_id for avatar_id in avatar_ids}
-        return dict(zip(avatar_ids, other_ids))
+        return dict(zip(avatar_ids, other_ids, strict=False))
     mapping = {}
     for pair in pairs:
         avatar_id, equals, other_id = pair.partition("=")
@@ -297,7 +295,8 @@ def drive_by_audio(
     audio = load_audio(audio_path)
     num_frames = int(len(audio) / SAMPLE_RATE * conversation.fps)
     if num_frames == 0:
-        raise DialogueError(f"{audio_path} is shorter than one frame ({1 / conversation.fps:g} s); give a longer sound.")
+        shortest = 1 / conversation.fps
+        raise DialogueError(f"{audio_path} is shorter than one frame ({shortest:g} s); give a longer sound.")
     if rttm is not None:
         segments = read_rttm(rttm)
     else:
@@ -329,13 +328,13 @@ def drive_by_audio(
     )
 
 
-def _looped_motion(conversation: Conversation, column: int, is_speaking: Bool[np.ndarray, "T"]) -> Motion:
+def _looped_motion(conversation: Conversation, column: int, is_speaking: Bool[np.ndarray, " T"]) -> Motion:
     rows = ping_pong(conversation.num_frames, len(is_speaking))
     motion = conversation.participants[column].motion.take(rows)
     return quiet_mouth(motion, conversation.speaking[rows, column], is_speaking)
 
 
-def _mel(audio: Float[np.ndarray, "S"], sample_rate: int, num_frames: int, fps: float) -> Float[np.ndarray, "T 16 80"]:
+def _mel(audio: Float[np.ndarray, " S"], sample_rate: int, num_frames: int, fps: float) -> Float[np.ndarray, "T 16 80"]:
     from dialogue_nerfstudio.process.audio_features import mel_features
 
     return mel_features(audio, sample_rate, num_frames, fps=fps).astype(np.float32)
@@ -345,9 +344,9 @@ def choose_frames(
     num_frames: int,
     frames: Optional[str] = None,
     split: str = "all",
-    train_frames: Optional[Int[np.ndarray, "n"]] = None,
-    eval_frames: Optional[Int[np.ndarray, "m"]] = None,
-) -> Int[np.ndarray, "k"]:
+    train_frames: Optional[Int[np.ndarray, " n"]] = None,
+    eval_frames: Optional[Int[np.ndarray, " m"]] = None,
+) -> Int[np.ndarray, " k"]:
     """Which frames of a timeline to render.
 
     Args:

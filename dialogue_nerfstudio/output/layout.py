@@ -75,7 +75,8 @@ def contact_sheet(
         for picture in row:
             check_picture(picture)
         resized = [resize_to_height(picture, height) for picture in row]
-        strips.append(np.concatenate([np.pad(p, ((gap, 0), (gap, 0), (0, 0)), constant_values=255) for p in resized], 1))
+        framed = [np.pad(picture, ((gap, 0), (gap, 0), (0, 0)), constant_values=255) for picture in resized]
+        strips.append(np.concatenate(framed, axis=1))
     width = max(strip.shape[1] for strip in strips) + gap
     padded = [np.pad(s, ((0, 0), (0, width - s.shape[1]), (0, 0)), constant_values=255) for s in strips]
     return np.pad(np.concatenate(padded, axis=0), ((0, gap), (0, 0), (0, 0)), constant_values=255)

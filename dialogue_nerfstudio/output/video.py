@@ -66,7 +66,7 @@ def synthetic_statement(provenance: Optional[dict[str, Any]] = None) -> dict[str
 
 
 def even_size(frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
-    """The frame with its last row and column repeated where needed: yuv420p stores colour for 2 × 2 pixels at a time."""
+    """The frame with its last row and column repeated where needed: yuv420p stores colour for 2 × 2 pixels."""
     height, width = frame.shape[:2]
     if height % 2 == 0 and width % 2 == 0:
         return frame
@@ -76,7 +76,9 @@ def even_size(frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
 class _SoundTrack:
     """Feeds mono sound to an AAC stream up to a given sample, silence after its end."""
 
-    def __init__(self, container: av.container.OutputContainer, audio: Float[np.ndarray, "S"], sample_rate: int) -> None:
+    def __init__(
+        self, container: av.container.OutputContainer, audio: Float[np.ndarray, " S"], sample_rate: int
+    ) -> None:
         self.container, self.audio, self.sample_rate = container, audio, sample_rate
         self.stream = container.add_stream("aac", rate=AUDIO_RATE, layout="mono")
         self.stream.bit_rate = 128_000
@@ -118,7 +120,7 @@ def write_conversation_video(
     path: Path,
     frames: Iterable[UInt8[np.ndarray, "_ _ 3"]],
     fps: float,
-    audio: Optional[Float[np.ndarray, "S"]] = None,
+    audio: Optional[Float[np.ndarray, " S"]] = None,
     sample_rate: int = 16000,
     provenance: Optional[dict[str, Any]] = None,
     crf: int = 16,
@@ -146,15 +148,16 @@ def write_conversation_video(
     if audio is not None:
         audio = np.asarray(audio, dtype=np.float32)
         if audio.ndim != 1:
-            raise DialogueError(f"The sound must be mono [samples], but it has the shape {list(audio.shape)}; mix it down.")
+            raise DialogueError(f"The sound must be mono [samples], but its shape is {list(audio.shape)}; mix it down.")
         if not np.isfinite(audio).all():
             raise DialogueError(f"The sound holds a NaN or infinity at sample {int(np.argmin(np.isfinite(audio)))}.")
     rate = Fraction(fps).limit_denominator(1001)
     statement = synthetic_statement(provenance)
     num_frames, size, source_size = 0, (0, 0), None
-    with atomic_path(path) as temporary, av.open(
-        str(temporary), "w", format="mp4", options={"movflags": "+faststart"}
-    ) as container:
+    with (
+        atomic_path(path) as temporary,
+        av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+    ):
         container.metadata["title"] = f"Synthetic conversation ({statement['generator']})"
         container.metadata["comment"] = json.dumps(statement, sort_keys=True)
         stream, sound = None, None

@@ -1,7 +1,6 @@
 """Bad input is refused with one clear sentence and exit code 2, and nothing is damaged."""
 
 import json
-
 import resource
 import shutil
 import subprocess
@@ -30,7 +29,7 @@ def no_partial_output(folder: Path) -> None:
     assert not (folder / "conversation.json").exists() and not (folder / "process.json").exists()
 
 
-# What `process` is given -----------------------------------------------------------------------------------------------
+# What `process` is given
 
 
 def test_no_file(refused, tmp_path):
@@ -107,7 +106,7 @@ def test_a_damaged_rttm_for_process(refused, one_person, tmp_path):
     no_partial_output(tmp_path / "out")
 
 
-# What `render` is given ------------------------------------------------------------------------------------------------
+# What `render` is given
 
 
 @pytest.fixture
@@ -238,7 +237,7 @@ def copied_run(trained, folder: Path, change) -> Path:
     return path
 
 
-# A full disk -----------------------------------------------------------------------------------------------------------
+# A full disk
 
 
 @contextmanager

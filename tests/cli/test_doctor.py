@@ -10,7 +10,8 @@ def test_json_lists_the_checks(cli):
     result = cli("doctor", "--json")
     report = json.loads(result.stdout)
     checks = {check["name"]: check for check in report["checks"]}
-    for name in ("Python", "torch", "nerfstudio", "method registered", "hash grid kernel: auto", "H.264 encoder", "mediapipe"):
+    kernels = ("hash grid kernel: auto", "hash grid kernel: numba")
+    for name in ("Python", "torch", "nerfstudio", "method registered", *kernels, "H.264 encoder", "mediapipe"):
         assert name in checks
     assert checks["H.264 encoder"]["ok"] and checks["hash grid kernel: auto"]["ok"]
     for check in report["checks"]:

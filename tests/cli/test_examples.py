@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_conversation import write_tiny_conversation
 
 from dialogue_nerfstudio.conversation.motion import Motion
-from tiny_conversation import write_tiny_conversation
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -47,7 +47,8 @@ def test_help_loads_neither_torch_nor_nerfstudio():
 
 
 def test_console_script_exit_code_and_one_sentence(tmp_path):
-    command = [sys.executable, "-m", "dialogue_nerfstudio.cli.main", "render", "--load-config", str(tmp_path / "no.yml")]
+    program = [sys.executable, "-m", "dialogue_nerfstudio.cli.main"]
+    command = [*program, "render", "--load-config", str(tmp_path / "no.yml")]
     finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert finished.returncode == 2
     assert finished.stderr == f"Error: --load-config {tmp_path / 'no.yml'}: there is no such file.\n"

@@ -71,12 +71,13 @@ def test_new_audio_sounds_and_has_its_length(cli, trained, tmp_path):
     write_rttm(tmp_path / "roles.rttm", [SpeechSegment(0, 0.8, "p1"), SpeechSegment(0.8, 1.6, "p0")])
     for options in (["--speaker", "p0"], ["--rttm", tmp_path / "roles.rttm"]):
         out = tmp_path / "out.mp4"
-        result = cli("render", "--load-config", trained.config, "--output", out, "--audio", tmp_path / "new.wav", *options)
+        options = ["--audio", tmp_path / "new.wav", *options]
+        result = cli("render", "--load-config", trained.config, "--output", out, *options)
         assert result.code == 0, result.stderr
         assert json.loads((tmp_path / "out.json").read_text())["frames"] == 40
         with av.open(str(out)) as container:
             sound = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
-        assert np.abs(sound[4800 : 48000]).max() == pytest.approx(0.3, abs=0.05)
+        assert np.abs(sound[4800:48000]).max() == pytest.approx(0.3, abs=0.05)
 
 
 def test_drive_changes_the_speakers_face(cli, trained, tmp_path):

@@ -11,6 +11,7 @@ from dialogue_nerfstudio.conversation.conversation import Camera, Conversation, 
 from dialogue_nerfstudio.conversation.errors import DialogueError
 from dialogue_nerfstudio.conversation.motion import EXPRESSION_NAMES, Motion
 from dialogue_nerfstudio.conversation.roles import SpeechSegment, write_rttm
+from dialogue_nerfstudio.conversation.split import split_frames
 from dialogue_nerfstudio.output.driving import (
     choose_frames,
     drive_by_audio,
@@ -51,7 +52,7 @@ def make_conversation(root, ids=("p0", "p1"), num_frames=50, seed=0) -> Conversa
     ]  # fmt: skip
     half = num_frames / 50
     segments = [SpeechSegment(0, half, ids[0]), SpeechSegment(half, 2 * half, ids[-1])]
-    conversation = Conversation(num_frames, people, segments, np.arange(num_frames - 5), np.arange(num_frames - 5, num_frames))
+    conversation = Conversation(num_frames, people, segments, *split_frames(num_frames))
     audio = np.random.default_rng(seed).uniform(-0.5, 0.5, round(num_frames / 25 * 16000)).astype(np.float32)
     (root / "features").mkdir(parents=True)
     soundfile.write(root / "audio.wav", audio, 16000, subtype="FLOAT")

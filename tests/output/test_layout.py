@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from dialogue_nerfstudio.conversation.errors import DialogueError
-from dialogue_nerfstudio.output.layout import check_picture, contact_sheet, resize_to_height, separator_width, side_by_side
+from dialogue_nerfstudio.output.layout import (
+    check_picture,
+    contact_sheet,
+    resize_to_height,
+    separator_width,
+    side_by_side,
+)
 
 
 def solid(height: int, width: int, colour: int) -> np.ndarray:
@@ -45,10 +51,10 @@ def test_contact_sheet_is_a_grid_on_white():
     assert (sheet == 0).all(axis=2).sum() == 5 * 16 * 16
 
 
-@pytest.mark.parametrize("bad", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)])
-def test_what_is_not_a_picture_is_refused(bad):
+@pytest.mark.parametrize("shape, dtype", [((4, 4), np.uint8), ((4, 4, 3), np.float32), ((0, 4, 3), np.uint8)])
+def test_what_is_not_a_picture_is_refused(shape, dtype):
     with pytest.raises(DialogueError, match="uint8"):
-        check_picture(bad)
+        check_picture(np.zeros(shape, dtype))
 
 
 def test_no_picture_is_refused():

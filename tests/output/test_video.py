@@ -90,7 +90,8 @@ def test_the_statement_cannot_be_taken_back(tmp_path):
     statement = read_provenance(path)
     assert statement["synthetic"] is True
     assert statement["generator"] == f"dialogue-nerfstudio {__version__}"
-    assert (statement["method"], statement["checkpoint_step"], statement["sources"]) == ("dialogue-nerf", 999, ["a.mp4"])
+    assert statement["method"] == "dialogue-nerf" and statement["checkpoint_step"] == 999
+    assert statement["sources"] == ["a.mp4"]
     assert statement == synthetic_statement(provenance)
 
 
@@ -107,7 +108,7 @@ def test_a_plain_video_states_nothing(tmp_path):
 
 def test_provenance_of_what_is_no_video_is_refused(tmp_path):
     (tmp_path / "notes.mp4").write_text("not a video")
-    with pytest.raises(DialogueError, match="notes.mp4 is not a video"):
+    with pytest.raises(DialogueError, match=r"notes\.mp4 is not a video"):
         read_provenance(tmp_path / "notes.mp4")
     with pytest.raises(DialogueError, match="no file"):
         read_provenance(tmp_path / "missing.mp4")
@@ -120,8 +121,9 @@ def test_bad_calls_are_refused_and_leave_nothing(tmp_path):
     with pytest.raises(DialogueError, match="no frame"):
         write_conversation_video(tmp_path / "a.mp4", [], 25.0)
     with pytest.raises(DialogueError, match="NaN or infinity at sample 7"):
-        write_conversation_video(tmp_path / "a.mp4", moving_square(2), 25.0, np.r_[np.zeros(7), np.nan].astype(np.float32))
-    with pytest.raises(DialogueError, match=".mp4"):
+        sound = np.array([0.0] * 7 + [np.nan], dtype=np.float32)
+        write_conversation_video(tmp_path / "a.mp4", moving_square(2), 25.0, sound)
+    with pytest.raises(DialogueError, match=r"\.mp4"):
         write_conversation_video(tmp_path / "a.avi", moving_square(2), 25.0)
     assert list(tmp_path.iterdir()) == []
 
