@@ -12,7 +12,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
-from typing import Callable, Dict, Tuple
+from typing import Callable, Dict, Tuple, Union
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -97,7 +97,7 @@ def mirror(field: Float[np.ndarray, "*batch 478 3"]) -> Float[np.ndarray, "*batc
 # Weights: smooth functions of the position on the mean face, 0 … 1.
 
 
-def smoothstep(low: float, high: float, values: np.ndarray) -> np.ndarray:
+def smoothstep(low: Union[float, np.ndarray], high: Union[float, np.ndarray], values: np.ndarray) -> np.ndarray:
     """0 at `low`, 1 at `high` (which may be the smaller one), with a continuous slope."""
     u = np.clip((values - low) / (high - low), 0.0, 1.0)
     return u * u * (3.0 - 2.0 * u)

@@ -5,7 +5,7 @@ part of the picture one camera fills: a conference video has several, side by si
 """
 
 from dataclasses import dataclass
-from typing import Callable, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -55,9 +55,9 @@ class FaceTrack:
         return (self.box[:2] + self.box[2:]) / 2
 
 
-def box_size(box: Float[np.ndarray, "*n 4"]) -> Float[np.ndarray, "*n"]:
+def box_size(box: Float[np.ndarray, " 4"]) -> float:
     """Mean of width and height."""
-    return ((box[..., 2] - box[..., 0]) + (box[..., 3] - box[..., 1])) / 2
+    return float((box[2] - box[0]) + (box[3] - box[1])) / 2
 
 
 def overlapping_tiles(width: int, height: int, count: int = 3) -> Int[np.ndarray, "num_tiles 4"]:
@@ -129,7 +129,7 @@ def associate(detections: Sequence[Tuple[int, Float[np.ndarray, "n 5"]]]) -> Lis
     return tracks
 
 
-def _middle(box: Float[np.ndarray, "*n"]) -> Float[np.ndarray, " 2"]:
+def _middle(box: Float[np.ndarray, " n"]) -> Float[np.ndarray, " 2"]:
     return (box[:2] + box[2:4]) / 2
 
 
@@ -176,9 +176,8 @@ class PanelFinder:
 
     def add(self, image: UInt8[np.ndarray, "height width 3"]) -> None:
         np.maximum(self._brightest, image.max(axis=2), out=self._brightest)
-        gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.int16)
         if len(self._step_x) < 12:
-            self._step_x.append(np.abs(np.diff(gray, axis=1)).astype(np.uint8))
+            self._step_x.append(cv2.absdiff(image[:, 1:], image[:, :-1]).max(axis=2))
 
     @property
     def canvas(self) -> Bool[np.ndarray, "height width"]:
@@ -193,7 +192,7 @@ class PanelFinder:
         From the face outwards the panel ends where a row or column is canvas, at a static border, or half way to another face.
         """
         height, width = self._brightest.shape
-        x, y = np.clip(_middle(box), 0, (width - 1, height - 1)).astype(int)
+        x, y = (int(v) for v in np.clip(_middle(box), 0, (width - 1, height - 1)))
         size = box_size(box)
         rows = slice(max(int(y - size / 2), 0), max(int(y + size / 2), 1))
         x0, x1 = _run_around(self.canvas[rows].mean(axis=0) < 0.9, x)
@@ -214,7 +213,7 @@ class PanelFinder:
         if steps.shape[1] < 3:
             return None
         beside = np.maximum(np.roll(steps, 2, axis=1), np.roll(steps, -2, axis=1))
-        sharp = ((steps > 10) & (steps > 2 * beside)).mean(axis=0)
+        sharp = ((steps > 8) & (steps > 2 * beside)).mean(axis=0)
         sharp[[0, 1, -1, -2]] = 0
         best = int(np.argmax(sharp))
         return lo + best + 1 if sharp[best] > 0.6 else None
@@ -314,15 +313,3 @@ def write_crops(
                 piece = cv2.resize(piece, (size, size), interpolation=method)
             writer.write(piece)
         progress((index + 1) / num_frames)
-
-
-def iterate_batches(frames: Iterator[np.ndarray], size: int) -> Iterator[List[np.ndarray]]:
-    """Groups frames into lists of at most `size`."""
-    batch: List[np.ndarray] = []
-    for frame in frames:
-        batch.append(frame)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

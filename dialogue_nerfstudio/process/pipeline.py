@@ -16,11 +16,13 @@ Every stage leaves files and a stamp (see `stages`); conversation.json comes las
 """
 
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
+from PIL import Image
 
 import dialogue_nerfstudio
 from dialogue_nerfstudio.conversation.conversation import SAMPLE_RATE, Conversation, Participant, save_conversation
@@ -31,8 +33,15 @@ from dialogue_nerfstudio.conversation.motion import Motion
 from dialogue_nerfstudio.conversation.roles import SpeechSegment, read_rttm, segments_to_frames, write_rttm
 from dialogue_nerfstudio.conversation.split import split_frames
 from dialogue_nerfstudio.conversation.video import FrameReader, LabelReader, LabelWriter, VideoWriter
+from dialogue_nerfstudio.process.background import background_plate
+from dialogue_nerfstudio.process.boxes import body_boxes
 from dialogue_nerfstudio.process.decode import FPS, SourceVideo, probe
+from dialogue_nerfstudio.process.expression import measure_face
 from dialogue_nerfstudio.process.face_mesh import require_mediapipe
+from dialogue_nerfstudio.process.faces import crop_size, find_people, write_crops
+from dialogue_nerfstudio.process.head_pose import HeadTrack, track_head
+from dialogue_nerfstudio.process.labels import write_labels
+from dialogue_nerfstudio.process.landmarks import LandmarkTrack, bridged, require_face, track_landmarks
 from dialogue_nerfstudio.process.stages import Progress, StageRunner, source_fingerprint
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts")
@@ -213,8 +222,6 @@ class _Processing:
     # Who is where.
 
     def find_people(self, progress: Callable[[float], None]) -> None:
-        from dialogue_nerfstudio.process.faces import find_people
-
         found = []
         for index, source in enumerate(self.sources):
             wanted = self.config.num_people if len(self.sources) == 1 else 1
@@ -251,10 +258,6 @@ class _Processing:
         return segments
 
     def write_crops(self, progress: Callable[[float], None]) -> None:
-        from contextlib import ExitStack
-
-        from dialogue_nerfstudio.process.faces import crop_size, write_crops
-
         for index, source in enumerate(self.sources):
             mine = [(i, person) for i, person in zip(self.ids, self.people) if person["source"] == index]
             crops = [np.array(person["crop"]) for _, person in mine]
@@ -280,8 +283,6 @@ class _Processing:
         return run
 
     def track_landmarks(self, participant: str, progress: Callable[[float], None]) -> None:
-        from dialogue_nerfstudio.process.landmarks import bridged, require_face, track_landmarks
-
         with FrameReader(self.person(participant, "video.mp4")) as reader:
             track = track_landmarks(reader.iterate(), self.num_frames, progress)
         source = self.sources[self.people[self.ids.index(participant)]["source"]]
@@ -291,14 +292,10 @@ class _Processing:
             self.work(f"{participant}_landmarks.npz"), points=track.points, depth=track.depth, visible=track.visible
         )
 
-    def landmarks(self, participant: str) -> "LandmarkTrack":  # noqa: F821
-        from dialogue_nerfstudio.process.landmarks import LandmarkTrack
-
+    def landmarks(self, participant: str) -> LandmarkTrack:
         return LandmarkTrack(**read_npz(self.work(f"{participant}_landmarks.npz")))
 
     def track_head(self, participant: str, progress: Callable[[float], None]) -> None:
-        from dialogue_nerfstudio.process.head_pose import track_head
-
         track = self.landmarks(participant)
         with FrameReader(self.person(participant, "video.mp4")) as reader:
             width, height = reader.width, reader.height
@@ -310,9 +307,9 @@ class _Processing:
             rotations=head.rotations,
             translations=head.translations,
             reprojection_error=head.reprojection_error,
-            focal=np.float64(head.focal),
+            focal=np.array(head.focal),
             center=np.array(head.center),
-            jitter=np.float64(head.jitter),
+            jitter=np.array(head.jitter),
             size=np.array([width, height]),
         )
         # Trust in a frame falls to a half where it fits three times worse than the typical one.
@@ -325,9 +322,7 @@ class _Processing:
             visible=track.visible,
         )
 
-    def head(self, participant: str) -> Tuple["HeadTrack", Tuple[int, int]]:  # noqa: F821
-        from dialogue_nerfstudio.process.head_pose import HeadTrack
-
+    def head(self, participant: str) -> Tuple[HeadTrack, Tuple[int, int]]:
         arrays = read_npz(self.work(f"{participant}_head.npz"))
         width, height = (int(v) for v in arrays["size"])
         track = HeadTrack(
@@ -342,8 +337,6 @@ class _Processing:
         return track, (width, height)
 
     def measure_face(self, participant: str, progress: Callable[[float], None]) -> None:
-        from dialogue_nerfstudio.process.expression import measure_face
-
         basis = expression_basis()
         track, (head, _) = self.landmarks(participant), self.head(participant)
         face = measure_face(track, head, basis, FPS, self.config.num_residuals)
@@ -364,24 +357,18 @@ class _Processing:
             geometry=face.geometry.astype(np.float32),
             residual_basis=face.residual_basis.astype(np.float32),
             mouth_opening=face.mouth_opening.astype(np.float32),
-            fit_error_mm=np.float32(face.fit_error),
+            fit_error_mm=np.array(face.fit_error, np.float32),
             expression_basis=np.array(basis.name),
             expression_basis_hash=np.array(basis.hash),
         )
 
     def write_labels(self, participant: str, progress: Callable[[float], None]) -> None:
-        from dialogue_nerfstudio.process.labels import write_labels
-
         with FrameReader(self.person(participant, "video.mp4")) as reader:
             path = self.person(participant, "labels.mkv")
             with LabelWriter(path, FPS, reader.width, reader.height) as writer:
                 write_labels(reader.iterate(), self.landmarks(participant).points, writer, progress)
 
     def write_background(self, participant: str, progress: Callable[[float], None]) -> None:
-        from PIL import Image
-
-        from dialogue_nerfstudio.process.background import background_plate
-
         with FrameReader(self.person(participant, "video.mp4")) as frames:
             with LabelReader(self.person(participant, "labels.mkv")) as labels:
                 plate, _ = background_plate(frames, labels, progress)
@@ -389,8 +376,6 @@ class _Processing:
             Image.fromarray(plate).save(temporary)
 
     def measure_boxes(self, participant: str, progress: Callable[[float], None]) -> None:
-        from dialogue_nerfstudio.process.boxes import body_boxes
-
         head, size = self.head(participant)
         origin = head.person_origin(self.landmarks(participant).visible)
         with LabelReader(self.person(participant, "labels.mkv")) as labels:

@@ -1,0 +1,144 @@
+"""Resampling by timestamps, and what is refused."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from media import noise_frames, tone, write_video
+
+from dialogue_nerfstudio.conversation import DialogueError
+from dialogue_nerfstudio.process.decode import MIN_FRAMES, probe, resample_by_time
+
+
+def _shades(count: int) -> list:
+    """Pictures that say by their brightness which one they are."""
+    return [np.full((64, 96, 3), 20 + 5 * index, np.uint8) for index in range(count)]
+
+
+def _number(frame: np.ndarray) -> int:
+    return round((float(frame.mean()) - 20) / 5)
+
+
+def test_25_a_second_is_left_alone():
+    np.testing.assert_array_equal(resample_by_time(np.arange(50) / 25, 25.0, 1 / 25), np.arange(50))
+
+
+def test_milliseconds_of_matroska_do_not_drop_frames():
+    times = np.round(np.arange(300) / 25, 3)
+    np.testing.assert_array_equal(resample_by_time(times, 25.0, 0.04), np.arange(300))
+
+
+@pytest.mark.parametrize("rate", [12.0, 24000 / 1001, 29.97, 30.123, 50.0, 60.0])
+def test_any_rate_stays_in_time(rate):
+    times = np.arange(int(8 * rate)) / rate
+    pick = resample_by_time(times, 25.0, 1 / rate)
+    assert abs(len(pick) - 25 * len(times) / rate) <= 0.5
+    shown = times[pick]
+    middles = (np.arange(len(pick)) + 0.5) / 25
+    assert (middles - shown > -1e-3).all() and (middles - shown < 1 / rate + 1e-3).all()
+
+
+def test_variable_rate_shows_what_was_on_screen():
+    times = np.array([0.0, 0.04, 0.5, 0.52])
+    pick = resample_by_time(times, 25.0, 0.04)
+    assert len(pick) == 14
+    assert (pick[2:12] == 1).all() and pick[-1] == 3
+
+
+def test_frames_come_at_25_a_second(tmp_path: Path):
+    path = write_video(tmp_path / "a.mp4", _shades(40), fps=30, audio=tone(1.4))
+    source = probe(path)
+    assert (source.width, source.height) == (96, 64)
+    assert source.num_frames == round(40 / 30 * 25)
+    assert source.source_fps == pytest.approx(30, rel=1e-3)
+    numbers = [_number(frame) for frame in source.frames()]
+    np.testing.assert_array_equal(numbers, source.pick)
+
+
+def test_steps_and_stop(tmp_path: Path):
+    source = probe(write_video(tmp_path / "a.mp4", _shades(40), audio=tone(1.6)))
+    assert [_number(frame) for frame in source.frames(step=7)] == list(range(0, 40, 7))
+    assert [_number(frame) for frame in source.frames(stop=3)] == [0, 1, 2]
+
+
+def test_slower_video_repeats_pictures(tmp_path: Path):
+    source = probe(write_video(tmp_path / "a.mp4", _shades(20), fps=10, audio=tone(2.0)))
+    numbers = [_number(frame) for frame in source.frames()]
+    assert len(numbers) == 50 and numbers[0] == 0 and numbers[-1] == 19
+    assert set(np.diff(numbers)) <= {0, 1}
+
+
+def test_no_file(tmp_path: Path):
+    with pytest.raises(DialogueError, match="no file"):
+        probe(tmp_path / "none.mp4")
+
+
+def test_not_a_video(tmp_path: Path):
+    path = tmp_path / "text.mp4"
+    path.write_text("this is no video" * 100)
+    with pytest.raises(DialogueError, match="text.mp4 is not a video"):
+        probe(path)
+
+
+def test_no_pictures(tmp_path: Path):
+    with av.open(str(tmp_path / "sound.m4a"), "w") as container:
+        stream = container.add_stream("aac", rate=16000, layout="mono")
+        block = av.AudioFrame.from_ndarray(tone(1.0)[None], format="fltp", layout="mono")
+        block.sample_rate = 16000
+        container.mux(stream.encode(block))
+        container.mux(stream.encode(None))
+    with pytest.raises(DialogueError, match="no pictures"):
+        probe(tmp_path / "sound.m4a")
+
+
+def test_no_audio_track(tmp_path: Path):
+    with pytest.raises(DialogueError, match="no audio track"):
+        probe(write_video(tmp_path / "a.mp4", noise_frames(30)))
+
+
+def test_three_frames_are_too_few(tmp_path: Path):
+    path = write_video(tmp_path / "a.mp4", noise_frames(3), audio=tone(0.12))
+    with pytest.raises(DialogueError, match=rf"3 frame.*at least {MIN_FRAMES}"):
+        probe(path)
+
+
+def test_truncated_file_is_refused(tmp_path: Path):
+    path = write_video(tmp_path / "a.mp4", noise_frames(60), audio=tone(2.4))
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(DialogueError, match=r"a\.mp4"):
+        for _ in probe(path).frames():
+            pass
+
+
+def test_upright(tmp_path: Path):
+    """Phones store pictures sideways and say so; the picture's top is then at one side."""
+    from dataclasses import replace
+
+    picture = np.zeros((64, 96, 3), np.uint8)
+    picture[:, :20] = 255
+    source = replace(probe(write_video(tmp_path / "a.mp4", [picture] * 30, audio=tone(1.2))), quarter_turns=3)
+    frame = next(source.frames())
+    assert frame.shape == (96, 64, 3)
+    assert frame[:18].mean() > 240 and frame[25:].mean() < 10
+
+
+def test_rate_is_a_fraction(tmp_path: Path):
+    """30000/1001 a second, as cameras have it."""
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=Fraction(30000, 1001))
+        video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
+        sound = container.add_stream("aac", rate=16000, layout="mono")
+        for frame in _shades(45):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(video.encode(None))
+        block = av.AudioFrame.from_ndarray(tone(1.5)[None], format="fltp", layout="mono")
+        block.sample_rate = 16000
+        container.mux(sound.encode(block))
+        container.mux(sound.encode(None))
+    source = probe(path)
+    numbers = [_number(frame) for frame in source.frames()]
+    expected = np.floor((np.arange(len(numbers)) + 0.5) / 25 * 30000 / 1001)
+    assert np.abs(np.array(numbers) - expected).max() <= 1

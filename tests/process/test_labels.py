@@ -1,0 +1,112 @@
+"""Label geometry on a synthetic silhouette with known landmarks."""
+
+import cv2
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from dialogue_nerfstudio.conversation.expression_basis import JAW_LINE, eye_centers, mean_face
+from dialogue_nerfstudio.conversation.video import BACKGROUND, HEAD, NECK, TORSO
+from dialogue_nerfstudio.process import labels
+from dialogue_nerfstudio.process.head_pose import project
+
+SIZE = 256
+
+
+def _landmarks(roll: float = 0.0) -> np.ndarray:
+    rotation = Rotation.from_rotvec([0.0, 0.0, roll]).as_matrix()
+    return project(mean_face(), rotation, np.array([0.0, 0.02, -0.9]), 2.0 * SIZE, (SIZE / 2, SIZE / 2))
+
+
+def _silhouette() -> np.ndarray:
+    """A head with ears and hair, a neck, and shoulders to the picture's bottom."""
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    cv2.ellipse(mask, (128, 112), (60, 74), 0, 0, 360, 1, -1)
+    cv2.rectangle(mask, (100, 150), (156, 215), 1, -1)
+    cv2.ellipse(mask, (128, 256), (110, 58), 0, 0, 360, 1, -1)
+    return mask.astype(bool)
+
+
+@pytest.mark.parametrize("roll", [0.0, 0.2, -0.2])
+def test_parts_lie_where_they_should(roll):
+    landmarks = _landmarks(roll)
+    parts = labels.part_labels(_silhouette(), landmarks)
+    assert parts.dtype == np.uint8 and set(np.unique(parts)) == {BACKGROUND, TORSO, NECK, HEAD}
+    assert ((parts > 0) == _silhouette()).all()
+
+    def at(point):
+        u, v = np.floor(point).astype(int)
+        return parts[v, u]
+
+    _, down, span = labels.face_axes(landmarks)
+    for index in (1, 10, 13, 33, 263, 152):
+        assert at(landmarks[index]) == HEAD
+    chin = landmarks[152]
+    assert at(chin + 0.15 * span * down) == NECK
+    assert at(chin + 1.6 * span * down) == TORSO
+    assert parts[250, 40] == TORSO and parts[40, 128] == HEAD
+
+
+def test_hair_beside_the_face_is_head_down_to_the_lobes():
+    landmarks = _landmarks()
+    wide = np.zeros((SIZE, SIZE), bool)
+    wide[20:, 40:216] = True
+    parts = labels.part_labels(wide, landmarks)
+    lobe = int(landmarks[132, 1])
+    assert (parts[20 : lobe - 2, 40:216] == HEAD).all()
+    assert (parts[lobe + 8 :, 42:50] == TORSO).all()
+
+
+def test_head_reaches_just_below_the_jaw():
+    landmarks = _landmarks()
+    _, _, span = labels.face_axes(landmarks)
+    parts = labels.part_labels(np.ones((SIZE, SIZE), bool), landmarks)
+    column = parts[:, int(landmarks[152, 0])]
+    last = np.flatnonzero(column == HEAD)[-1]
+    assert landmarks[152, 1] + 0.5 * labels.JAW_MARGIN * span - 1 <= last <= landmarks[152, 1] + 2 * labels.JAW_MARGIN * span + 1
+
+
+def test_the_whole_jaw_line_is_head():
+    landmarks = _landmarks(0.1)
+    parts = labels.part_labels(np.ones((SIZE, SIZE), bool), landmarks)
+    pixels = np.floor(landmarks[list(JAW_LINE)]).astype(int)
+    assert (parts[pixels[:, 1], pixels[:, 0]] == HEAD).all()
+
+
+def test_axes_follow_the_face():
+    landmarks = _landmarks(0.3)
+    right, down, span = labels.face_axes(landmarks)
+    np.testing.assert_allclose(right @ down, 0.0, atol=1e-12)
+    assert span == pytest.approx(np.linalg.norm(np.diff(eye_centers(landmarks), axis=0)))
+    # A head leaning towards its right ear goes up on the picture's right.
+    assert right[1] < 0
+
+
+def test_guided_filter_keeps_flat_masks_and_snaps_to_edges():
+    guide = np.zeros((64, 64), np.float32)
+    guide[:, 32:] = 1.0
+    flat = np.full((64, 64), 0.7, np.float32)
+    np.testing.assert_allclose(labels.guided_filter(guide, flat, 4), 0.7, atol=1e-5)
+    soft = np.clip((np.arange(64) - 26) / 12, 0, 1).astype(np.float32)
+    sharp = labels.guided_filter(guide, np.tile(soft, (64, 1)), 8)
+    assert sharp[32, 33] - sharp[32, 30] > 2 * (soft[33] - soft[30])
+
+
+def test_largest_component_and_holes():
+    mask = np.zeros((40, 40), bool)
+    mask[5:30, 5:30] = True
+    mask[10:12, 10:12] = False
+    mask[35:38, 35:38] = True
+    kept = labels.largest_component(mask)
+    assert not kept[36, 36] and kept[6, 6]
+    filled = labels.fill_holes(kept, 10)
+    assert filled[11, 11] and not filled[36, 36] and not filled[0, 0]
+    assert not labels.fill_holes(kept, 3)[11, 11]
+
+
+def test_the_face_is_always_part_of_the_person():
+    landmarks = _landmarks()
+    image = np.full((SIZE, SIZE, 3), 90, np.uint8)
+    mask = labels.person_mask(image, np.zeros((SIZE, SIZE), np.float32), landmarks)
+    u, v = np.floor(landmarks[1]).astype(int)
+    assert mask[v, u] and not mask[5, 5]

@@ -1,0 +1,364 @@
+"""The whole of process on synthetic people, with the neural networks replaced by what they would ideally say; and bad input.
+
+Where the clips of the project's authors are at hand, the real networks run, too (marked `shared`).
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from media import noise_frames, tone, write_video
+from scipy.spatial.transform import Rotation
+from synthetic_face import rotation_difference, synthetic_face
+
+from dialogue_nerfstudio.conversation import DialogueError, SpeechSegment, load_conversation, write_rttm
+from dialogue_nerfstudio.conversation.video import HEAD
+from dialogue_nerfstudio.process import boxes, diarization, face_mesh, faces, labels, landmarks, pipeline
+from dialogue_nerfstudio.process.pipeline import ProcessConfig, process_video
+
+FRAMES, SIZE = 50, 128
+
+
+@pytest.fixture(scope="module")
+def people():
+    return [synthetic_face(FRAMES, size=SIZE, seed=seed) for seed in (1, 2)]
+
+
+def _picture(person, index: int, number: int) -> np.ndarray:
+    """A flat drawing of the person; squares in its top left corner say, and their negatives below, which person and frame it is."""
+    x = np.linspace(70, 120, SIZE)
+    image = np.stack([np.tile(x, (SIZE, 1)), np.tile(x[:, None], (1, SIZE)), np.full((SIZE, SIZE), 90 + 40 * number)], -1)
+    image = image.astype(np.uint8)
+    chin, brow = person.points[index, 152], person.points[index, 10]
+    center, height = (chin + brow) / 2, np.linalg.norm(chin - brow)
+    cv2.ellipse(image, (SIZE // 2, SIZE + 12), (SIZE // 2 - 12, SIZE // 3), 0, 0, 360, (30, 30, 60), -1)
+    middle = tuple(np.round(center).astype(int).tolist())
+    cv2.ellipse(image, middle, (int(0.42 * height), int(0.62 * height)), 0, 0, 360, (200, 160, 140), -1)
+    for bit in range(8):
+        value = 255 if (number * 64 + index) >> bit & 1 else 0
+        image[:8, 8 * bit : 8 * bit + 8] = value
+        image[8:16, 8 * bit : 8 * bit + 8] = 255 - value
+    return image
+
+
+@pytest.fixture(scope="module")
+def video(people, tmp_path_factory) -> Path:
+    frames = [np.concatenate([_picture(p, i, n) for n, p in enumerate(people)], axis=1) for i in range(FRAMES)]
+    return write_video(tmp_path_factory.mktemp("video") / "chat.mp4", frames, audio=tone(FRAMES / 25))
+
+
+class _Fake:
+    calls = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def _reads(image: np.ndarray) -> tuple:
+    """Person and frame, or (−1, −1) where the picture's corner is not one of a drawing."""
+    squares = image[:16, :64].astype(float).mean(axis=2).reshape(2, 8, 8, 8)[:, 2:6, :, 2:6].mean(axis=(1, 3))
+    if not (np.abs(squares[0] - squares[1]) > 200).all():
+        return -1, -1
+    return divmod(sum(int(value > 128) << bit for bit, value in enumerate(squares[0])), 64)
+
+
+@pytest.fixture
+def ideal_networks(monkeypatch, people):
+    return _replace_networks(monkeypatch, people)
+
+
+def _replace_networks(monkeypatch: pytest.MonkeyPatch, people: list) -> type:
+    """Detector, mesh, segmentation and diarization that know the truth."""
+
+    class Detector(_Fake):
+        def __call__(self, image):
+            # Two people side by side, or the tile of one of them.
+            rows = []
+            for number in range(image.shape[1] // SIZE):
+                half = image[:, number * SIZE : (number + 1) * SIZE]
+                who, index = _reads(half)
+                if 0 <= who < 2 and 0 <= index < FRAMES:
+                    points = people[who].points[index] + [number * SIZE, 0]
+                    rows.append([*points.min(axis=0), *points.max(axis=0), 0.9])
+            return np.array(rows).reshape(-1, 5)
+
+    class Mesher(_Fake):
+        lost = range(0)
+
+        def __call__(self, image):
+            _Fake.calls += 1
+            who, index = _reads(image)
+            if who == 1 and index in self.lost:
+                return None
+            return people[who].points[index].astype(np.float32), people[who].depth[index].astype(np.float32)
+
+    class Segmenter(_Fake):
+        def __call__(self, image):
+            mask = ((image[..., 0].astype(int) > 150) | (image[..., 0] < 50)).astype(np.float32)
+            mask[:18, :66] = 0
+            return mask
+
+    monkeypatch.setattr(pipeline, "require_mediapipe", lambda: None)
+    monkeypatch.setattr(faces, "FaceDetector", Detector)
+    monkeypatch.setattr(landmarks, "FaceMesher", Mesher)
+    monkeypatch.setattr(labels, "PersonSegmenter", Segmenter)
+    monkeypatch.setattr(
+        diarization, "diarize", lambda *_: [SpeechSegment(0.1, 1.2, "voice0"), SpeechSegment(1.3, 1.9, "voice1")]
+    )
+    _Fake.calls = 0
+    return Mesher
+
+
+@pytest.fixture(scope="module")
+def conversation(people, video, tmp_path_factory):
+    """The processed video; tests that change the folder take `chat`, a copy."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _replace_networks(monkeypatch, people)
+        return process_video([video], tmp_path_factory.mktemp("made") / "chat", ProcessConfig(num_people=2))
+
+
+@pytest.fixture
+def chat(conversation, ideal_networks, tmp_path) -> Path:
+    return Path(shutil.copytree(conversation.root, tmp_path / "chat"))
+
+
+def test_conversation_is_whole_and_loads(conversation):
+    loaded = load_conversation(conversation.root)
+    assert loaded.participant_ids == ["p0", "p1"]
+    assert loaded.num_frames == FRAMES and loaded.fps == 25.0
+    assert loaded.feature("mel").shape == (FRAMES, 16, 80) and loaded.feature("prosody").shape == (FRAMES, 2)
+    assert len(loaded.audio()[0]) == FRAMES * 640
+    for participant in loaded.participants:
+        assert len(loaded.frames(participant.id)) == len(loaded.labels(participant.id)) == FRAMES
+        assert loaded.background(participant.id).shape == (SIZE, SIZE, 3)
+        tracking = loaded.tracking(participant.id)
+        assert tracking["landmarks"].shape == (FRAMES, 478, 2) and tracking["visible"].all()
+        assert tracking["confidence"].min() > 0.1
+        assert participant.camera.focal == 2 * SIZE
+    assert list(loaded.eval_frames) == list(range(45, 50))
+
+
+def test_people_are_cut_apart_at_their_border(conversation):
+    crops = [participant.source["crop"] for participant in conversation.participants]
+    assert crops == [[0, 0, SIZE, SIZE], [SIZE, 0, 2 * SIZE, SIZE]]
+
+
+def test_poses_and_expressions_are_the_true_ones(conversation, people):
+    for participant, person in zip(conversation.participants, people):
+        rotations = Rotation.from_rotvec(participant.motion.head_pose[:, :3]).as_matrix()
+        constant = (Rotation.from_matrix(rotations).inv() * Rotation.from_matrix(person.rotations)).mean()
+        error = rotation_difference(person.rotations, (Rotation.from_matrix(rotations) * constant).as_matrix())
+        assert np.median(error) < 0.7, "at 128 pixels"
+        # The neutral face is the one with the mouth most nearly closed, here never quite.
+        jaw = participant.motion.expression[:, 0]
+        assert np.corrcoef(jaw, person.expression[:, 0])[0, 1] > 0.95
+
+
+def test_rays_of_all_labelled_pixels_meet_their_boxes(conversation):
+    for participant in conversation.participants:
+        reader = conversation.labels(participant.id)
+        for index in (0, 20, 49):
+            label, pose = reader[index], participant.motion.head_pose[index]
+            rotation = Rotation.from_rotvec(pose[:3]).as_matrix()
+            for mask, box, in_head in (
+                (label == HEAD, participant.head_box, True),
+                ((label > 0) & (label < HEAD), participant.torso_box, False),
+            ):
+                v, u = np.nonzero(mask)
+                assert len(u) > 50
+                origin, directions = boxes.pixel_rays(np.stack([u + 0.5, v + 0.5], axis=1), participant.camera)
+                if in_head:
+                    origin, directions = (origin - pose[3:]) @ rotation, directions @ rotation
+                a, b = (box[0] - origin) / directions, (box[1] - origin) / directions
+                assert (np.minimum(a, b).max(axis=1) <= np.maximum(a, b).min(axis=1)).all()
+
+
+def test_summary_has_the_figures(conversation):
+    summary = json.loads((conversation.root / "process.json").read_text())
+    assert set(summary["participants"]) == {"p0", "p1"}
+    for figures in summary["participants"].values():
+        assert figures["lost_frames"] == 0
+        assert 0 < figures["reprojection_rmse_px"] < 1.0
+        assert 0 <= figures["speaking_share"] <= 1
+    assert {"people", "crops", "landmarks", "head", "expression", "labels", "background", "boxes", "audio", "total"} <= set(
+        summary["seconds"]
+    )
+
+
+def test_a_second_run_runs_no_stage(chat, video):
+    calls = _Fake.calls
+    before = (chat / "participants" / "p0" / "video.mp4").stat().st_mtime_ns
+    process_video([video], chat, ProcessConfig(num_people=2))
+    assert _Fake.calls == calls
+    assert (chat / "participants" / "p0" / "video.mp4").stat().st_mtime_ns == before
+    assert json.loads((chat / "process.json").read_text())["stages_run"] == []
+
+
+def test_another_focal_length_keeps_the_landmarks(chat, video):
+    calls = _Fake.calls
+    again = process_video([video], chat, ProcessConfig(num_people=2, focal=300.0))
+    assert _Fake.calls == calls
+    assert again.participants[0].camera.focal == 300.0
+    ran = json.loads((chat / "process.json").read_text())["stages_run"]
+    assert ran == ["head", "expression", "boxes", "roles"]
+
+
+def test_a_killed_run_goes_on_where_it_stopped(ideal_networks, video, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "track_head", killed)
+        with pytest.raises(KeyboardInterrupt):
+            process_video([video], tmp_path / "chat", ProcessConfig(num_people=2))
+    with pytest.raises(DialogueError, match="never finished"):
+        load_conversation(tmp_path / "chat")
+    calls = _Fake.calls
+    process_video([video], tmp_path / "chat", ProcessConfig(num_people=2))
+    assert _Fake.calls == calls, "the landmarks were tracked again"
+    load_conversation(tmp_path / "chat")
+
+
+def test_progress_tells_every_stage(ideal_networks, video, tmp_path):
+    seen = {}
+    process_video([video], tmp_path / "chat", ProcessConfig(), lambda stage, done, total: seen.update({stage: done / total}))
+    assert len(seen) >= 10 and set(seen.values()) == {1.0}
+
+
+def test_names_and_given_roles(ideal_networks, video, tmp_path):
+    rttm = tmp_path / "roles.rttm"
+    write_rttm(rttm, [SpeechSegment(0.0, 1.0, "ann"), SpeechSegment(1.0, 9.0, "bob")])
+    made = process_video([video], tmp_path / "chat", ProcessConfig(names=("ann", "bob"), rttm=rttm))
+    assert made.participant_ids == ["ann", "bob"]
+    np.testing.assert_array_equal(made.speaking[:, 0], np.arange(FRAMES) < 25)
+    assert made.segments[-1].end <= FRAMES / 25
+
+
+def test_an_rttm_with_unknown_names(ideal_networks, video, tmp_path):
+    rttm = tmp_path / "roles.rttm"
+    write_rttm(rttm, [SpeechSegment(0.0, 1.0, "carol")])
+    with pytest.raises(DialogueError, match=r"roles\.rttm.*carol.*p0, p1"):
+        process_video([video], tmp_path / "chat", ProcessConfig(rttm=rttm))
+    assert _Fake.calls == 0, "said before the long stages"
+
+
+def test_one_video_a_person(ideal_networks, people, tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for number, person in enumerate(people):
+        pictures = [_picture(person, index, number) for index in range(FRAMES - 10 * number)]
+        write_video(videos / f"{number}.mp4", pictures, audio=tone(2.4))
+    made = process_video([videos], tmp_path / "chat")
+    assert made.num_frames == FRAMES - 10 and len(made.participants) == 2
+    assert (tmp_path / "chat" / "audio" / "p1.wav").is_file()
+
+
+def test_a_short_loss_is_bridged_and_counted(ideal_networks, video, tmp_path):
+    ideal_networks.lost = range(20, 24)
+    process_video([video], tmp_path / "chat", ProcessConfig(num_people=2))
+    figures = json.loads((tmp_path / "chat" / "process.json").read_text())["participants"]
+    assert figures["p1"]["lost_frames"] == 4 and figures["p0"]["lost_frames"] == 0
+
+
+def test_a_face_lost_for_seconds(ideal_networks, video, tmp_path):
+    ideal_networks.lost = range(12, 45)
+    with pytest.raises(DialogueError, match=r"chat\.mp4.*participant p1 is lost from frame 12 to 44"):
+        process_video([video], tmp_path / "chat", ProcessConfig(num_people=2))
+
+
+def test_one_face_where_two_are_asked_for(ideal_networks, people, tmp_path):
+    pictures = [_picture(people[0], index, 0) for index in range(FRAMES)]
+    path = write_video(tmp_path / "one.mp4", pictures, audio=tone(2.4))
+    with pytest.raises(DialogueError, match=r"one\.mp4 shows 1 face.*2 people"):
+        process_video([path], tmp_path / "chat", ProcessConfig(num_people=2))
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(ideal_networks, video, tmp_path):
+    (tmp_path / "chat").mkdir()
+    (tmp_path / "chat" / "thesis.txt").write_text("years of work")
+    with pytest.raises(DialogueError, match="already holds other files"):
+        process_video([video], tmp_path / "chat")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (ProcessConfig(num_people=0), "num_people"),
+        (ProcessConfig(size=63), "size"),
+        (ProcessConfig(size=99), "size"),
+        (ProcessConfig(focal=-1.0), "focal"),
+        (ProcessConfig(ipd=63.0), "metres"),
+        (ProcessConfig(names=("ann",)), "1 name"),
+        (ProcessConfig(names=("ann", "ann")), "differ"),
+        (ProcessConfig(rttm=Path("none.rttm")), "none.rttm"),
+    ],
+)
+def test_bad_options(ideal_networks, video, tmp_path, config, message):
+    with pytest.raises(DialogueError, match=message):
+        process_video([video], tmp_path / "chat", config)
+
+
+def test_bad_inputs(ideal_networks, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DialogueError, match="no video"):
+        process_video([tmp_path / "empty"], tmp_path / "chat")
+    with pytest.raises(DialogueError, match="No video"):
+        process_video([], tmp_path / "chat")
+    with pytest.raises(DialogueError, match="no file"):
+        process_video([tmp_path / "none.mp4"], tmp_path / "chat")
+    assert not (tmp_path / "chat").exists()
+
+
+def test_without_mediapipe_there_is_one_sentence(monkeypatch, video, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "mediapipe", None)
+    monkeypatch.delitem(__import__("sys").modules, "mediapipe.python.solutions", raising=False)
+    with pytest.raises(DialogueError, match="mediapipe"):
+        process_video([video], tmp_path / "chat")
+
+
+def test_on_a_newer_python_there_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(face_mesh.sys, "version_info", (3, 12, 1))
+    with pytest.raises(DialogueError, match=r"Python 3\.12.*pip install"):
+        face_mesh.require_mediapipe()
+
+
+def test_nobody_in_the_video(tmp_path):
+    pytest.importorskip("mediapipe", reason="the real detector looks for faces")
+    path = write_video(tmp_path / "noise.mp4", noise_frames(40), audio=tone(1.6))
+    with pytest.raises(DialogueError, match=r"noise\.mp4 shows no face"):
+        process_video([path], tmp_path / "chat")
+
+
+def test_errors_inside_the_quiet_block_are_not_swallowed(capfd):
+    with pytest.raises(ValueError, match="told"), face_mesh.quiet_stderr():
+        __import__("os").write(2, b"why it failed\n")
+        raise ValueError("told")
+    assert "why it failed" in capfd.readouterr().err
+    with face_mesh.quiet_stderr():
+        __import__("os").write(2, b"chatter\n")
+    assert "chatter" not in capfd.readouterr().err
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("clip", "people", "rmse"),
+    [("single_anchor_20s", 1, 1.0), ("single_13s", 1, 1.2), ("single_longhair_8s", 1, 2.2), ("dyad_8s", 2, 1.0)],
+)
+def test_real_clips(shared_clips, tmp_path, clip, people, rmse):
+    pytest.importorskip("mediapipe", reason="the real networks")
+    made = process_video([shared_clips / f"{clip}.mp4"], tmp_path / clip)
+    figures = json.loads((tmp_path / clip / "process.json").read_text())["participants"]
+    assert len(made.participants) == people
+    for participant in made.participants:
+        assert figures[participant.id]["lost_frames"] == 0
+        assert figures[participant.id]["reprojection_rmse_px"] < rmse
+        assert figures[participant.id]["rotation_jitter_degrees"] < 0.15
+        label = made.labels(participant.id)[made.num_frames // 2]
+        assert 0.1 < (label == HEAD).mean() < 0.6 and label[-10:].any() and not label[:3].all()
