@@ -28,7 +28,7 @@ def frame_matmul(
     if num_frames == 1:
         return inputs @ matrices[0]
     if len(set(counts)) == 1:
-        return torch.bmm(inputs.view(num_frames, counts[0], -1), matrices).flatten(0, 1)
+        return torch.bmm(inputs.view(num_frames, counts[0], inputs.shape[1]), matrices).flatten(0, 1)
     return torch.cat([rows @ matrix for rows, matrix in zip(inputs.split(list(counts)), matrices, strict=True)])
 
 

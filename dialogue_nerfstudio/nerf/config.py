@@ -52,7 +52,7 @@ def cuda_pipeline() -> DialoguePipelineConfig:
             signals=SignalEncoderConfig(audio=AudioNetConfig(base_width=32, residual_blocks=2, code_size=64)),
             head_samples=48,
             torso_samples=24,
-            occupancy=OccupancyGridConfig(resolution=64),
+            occupancy=OccupancyGridConfig(resolution=64, updates_to_forget=12),
         ),
     )
 
@@ -70,8 +70,8 @@ def method(cuda: bool) -> DialogueTrainerConfig:
         mixed_precision=False,
         pipeline=cuda_pipeline() if cuda else cpu_pipeline(),
         optimizers={
-            "grids": {"optimizer": FusedAdamConfig(lr=1e-2), "scheduler": RunDecayConfig()},
-            "networks": {"optimizer": FusedAdamConfig(lr=2e-3), "scheduler": RunDecayConfig()},
+            "grids": {"optimizer": FusedAdamConfig(lr=2e-2 if cuda else 6e-2), "scheduler": RunDecayConfig()},
+            "networks": {"optimizer": FusedAdamConfig(lr=5e-3), "scheduler": RunDecayConfig()},
         },
         # Stock nerfstudio waits in the viewer when training ends, and a script would hang; ns-viewer opens the result.
         viewer=ViewerConfig(

@@ -5,7 +5,7 @@ A camera carries only which frame and which participant it shows; signals are lo
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import List, Literal, Optional, Type
+from typing import List, Literal, Optional, Sequence, Type, Union
 
 import numpy as np
 import torch
@@ -116,11 +116,11 @@ class ConversationDataParser(DataParser):
         )
 
     def _cameras(self, people: List[RecordedPerson], frames: np.ndarray, num_frames: int) -> Cameras:
-        rows = [(index, person, frame) for index, person in enumerate(people) for frame in frames]
+        rows = [(index, person, frame) for index, person in enumerate(people) for frame in frames.tolist()]
         sizes = [self.training_size(person.camera) for _, person, _ in rows]
         scales = [(height / p.camera.height, width / p.camera.width) for (height, width), (_, p, _) in zip(sizes, rows)]
 
-        def column(values: List[float], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        def column(values: Sequence[Union[int, float]], dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return torch.tensor(values, dtype=dtype).unsqueeze(-1)
 
         return Cameras(

@@ -76,19 +76,24 @@ class DialogueModelConfig(ModelConfig):
     """Samples along a ray within the head's box."""
     torso_samples: int = 12
     """Samples along a ray within the torso's box."""
-    colour_threshold: float = 1e-3
+    colour_threshold: float = 5e-3
     """Samples that weigh less than this get no colour of their own."""
     termination_threshold: float = 1e-2
     """While rendering, torso samples of which less than this can be seen past the head are not evaluated."""
-    occupancy: OccupancyGridConfig = field(default_factory=OccupancyGridConfig)
+    light_threshold: float = 3e-2
+    """Transmittance under which light counts as gone; cells that light does not reach in training are culled."""
+    occupancy: OccupancyGridConfig = field(default_factory=lambda: OccupancyGridConfig(updates_to_forget=12))
     """Which cells of a box are evaluated at all."""
     occupancy_interval: int = 16
     """Steps between updates of the occupancy grids."""
 
     photometric_coefficient: float = 1.0
     """Squared colour error: DFA-NeRF equation 11, DialogueNeRF section 4.2."""
-    mask_coefficient: float = 0.01
-    """Squared error of head and torso opacity against the labels, so that neither explains the other: this project's."""
+    mask_coefficient: float = 1e-3
+    """Cross entropy of head and torso opacity against the labels, so that neither explains the other: this project's."""
+    spread_coefficient: float = 0.1
+    """Variance, in m², of the depth that a ray sees, so that surfaces are thin and what lies behind them can be culled: a
+    simpler form of Mip-NeRF 360's distortion loss."""
     entropy_coefficient: float = 1e-4
     """Binary entropy of a ray's opacity, against half-transparent silhouettes: RAD-NeRF."""
     gate_coefficient: float = 1e-4
@@ -596,6 +601,8 @@ class DialogueModel(Model):
             losses["mask"] = config.mask_coefficient * mask_loss(head, torso, labels)
         if config.entropy_coefficient > 0:
             losses["entropy"] = config.entropy_coefficient * binary_entropy(outputs["accumulation"])
+        if "spread" in outputs and config.spread_coefficient > 0:
+            losses["spread"] = config.spread_coefficient * outputs["spread"]
         if "gate_mean" in outputs and config.gate_coefficient > 0:
             losses["gate"] = config.gate_coefficient * outputs["gate_mean"]
         if "shift_squared" in outputs and config.deformation_coefficient > 0:
@@ -634,14 +641,20 @@ def _grid_size(config: HashGridConfig) -> Dict[str, int]:
 def mask_loss(
     head: Float[Tensor, " R"], torso: Float[Tensor, " R"], labels: Int[Tensor, " R"]
 ) -> Float[Tensor, ""]:
-    """Mean squared distance of (head, torso) opacity from what the labels say.
+    """Cross entropy of head and torso opacity against the labels.
 
     Head pixels show only head, torso pixels only torso, background neither; a neck pixel is filled, by either.
     """
     is_head, is_neck, is_torso = labels == HEAD, labels == NECK, labels == TORSO
-    head_error = torch.where(is_neck, torch.zeros_like(head), head - is_head.float())
-    torso_error = torch.where(is_neck, head + torso - 1.0, torso - is_torso.float())
-    return (head_error.square() + torso_error.square()).mean()
+    head_error = torch.where(is_neck, torch.zeros_like(head), cross_entropy(head, is_head))
+    torso_error = torch.where(is_neck, cross_entropy(head + torso, is_neck), cross_entropy(torso, is_torso))
+    return (head_error + torso_error).mean()
+
+
+def cross_entropy(opacity: Float[Tensor, " R"], filled: Bool[Tensor, " R"]) -> Float[Tensor, " R"]:
+    """−log of the opacity where it should be 1, of the transparency where it should be 0."""
+    probability = torch.where(filled, opacity, 1.0 - opacity)
+    return -torch.log(probability.clamp(1e-3, 1.0))
 
 
 def binary_entropy(opacity: Float[Tensor, "*batch"]) -> Float[Tensor, ""]:
