@@ -24,10 +24,12 @@ from torch import Tensor, nn
 
 from dialogue_nerfstudio.conversation.errors import DialogueError
 from dialogue_nerfstudio.rendering.boxes import intersect_box
-from dialogue_nerfstudio.rendering.sampling import points_along
 
 UNREACHED = 0.01
 """Visibility under which a cell counts as dark; light sets it to 1."""
+
+MAX_RESOLUTION = 256
+"""Up to here cell indices are whole numbers of float32."""
 
 
 @dataclass
@@ -60,10 +62,10 @@ class OccupancyGrid(nn.Module):
 
     def __init__(self, box: Float[Tensor, "2 3"], config: OccupancyGridConfig) -> None:
         super().__init__()
-        if config.resolution < 2 or config.dilation < 0 or config.updates_to_forget < 0:
+        if not 2 <= config.resolution <= MAX_RESOLUTION or config.dilation < 0 or config.updates_to_forget < 0:
             raise DialogueError(
-                "An occupancy grid needs a resolution of at least 2 and no negative dilation or updates_to_forget, "
-                f"not {config.resolution}, {config.dilation} and {config.updates_to_forget}."
+                f"An occupancy grid needs a resolution of 2 to {MAX_RESOLUTION} and no negative dilation or "
+                f"updates_to_forget, not {config.resolution}, {config.dilation} and {config.updates_to_forget}."
             )
         self.config = config
         cells = config.resolution**3
@@ -83,14 +85,15 @@ class OccupancyGrid(nn.Module):
         inside = ((scaled >= 0) & (scaled <= self.config.resolution)).all(dim=-1)
         return self._look_up(scaled) & inside
 
+    @torch.no_grad()
     def query_along(
         self,
         origins: Float[Tensor, "num_rays 3"],
         directions: Float[Tensor, "num_rays 3"],
         t: Float[Tensor, "num_rays S"],
     ) -> Bool[Tensor, "num_rays S"]:
-        """`query` of r(t) for samples known to lie in the box, in fewer passes over them than by way of points."""
-        return self._look_up(self._scaled_along(origins, directions, t))
+        """`query` of r(t) for samples known to lie in the box; any outside count for the nearest cell."""
+        return self.occupied.index_select(0, self._cells_along(origins, directions, t).flatten()).view(t.shape)
 
     @torch.no_grad()
     def mark_visible(
@@ -116,8 +119,8 @@ class OccupancyGrid(nn.Module):
         steps = torch.arange(self.config.resolution + 1, device=near.device)
         t = near[:, None] + (steps + phase) * ((far - near) / self.config.resolution)[:, None]
         # Never past the end, for the cells right behind a surface are dark; but the end itself always.
-        cells = self._cell_index(self._scaled_along(origins[lit], directions[lit], torch.minimum(t, stop[:, None])))
-        self.visibility.index_fill_(0, cells.flatten(), 1.0)
+        cells = self._cells_along(origins[lit], directions[lit], torch.minimum(t, stop[:, None]))
+        self.visibility.index_fill_(0, cells.flatten().long(), 1.0)
 
     def reset_visibility(self, reached: bool = True) -> None:
         """Count every cell as reached by light, or as dark (before rays that will mark all there is to see)."""
@@ -159,18 +162,27 @@ class OccupancyGrid(nn.Module):
             holds &= self._dilated(self.visibility > 1.0001 * UNREACHED)
         self.occupied.copy_(holds)
 
-    def _to_cells(self, points: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
-        return (points - self.box[0]) * (self.config.resolution / (self.box[1] - self.box[0]))
+    @property
+    def _cells_per_metre(self) -> Float[Tensor, "3"]:
+        return self.config.resolution / (self.box[1] - self.box[0])
 
-    def _scaled_along(
+    def _to_cells(self, points: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
+        return (points - self.box[0]) * self._cells_per_metre
+
+    def _cells_along(
         self,
         origins: Float[Tensor, "num_rays 3"],
         directions: Float[Tensor, "num_rays 3"],
         t: Float[Tensor, "num_rays S"],
-    ) -> Float[Tensor, "num_rays S 3"]:
-        """r(t) in cells."""
-        steps = directions * (self.config.resolution / (self.box[1] - self.box[0]))
-        return points_along(self._to_cells(origins), steps, t)
+    ) -> Int[Tensor, "num_rays S"]:
+        """Cell index of r(t). The one function that runs over every sample there is: axis by axis and in place it takes
+        half the time that it would by way of points."""
+        resolution, index = self.config.resolution, torch.zeros_like(t)
+        starts, steps = self._to_cells(origins), directions * self._cells_per_metre
+        for axis in (0, 1, 2):
+            cell = torch.addcmul(starts[:, axis, None], t, steps[:, axis, None]).clamp_(0, resolution - 1).floor_()
+            index.add_(cell, alpha=resolution**axis)
+        return index.int()
 
     def _cell_index(self, scaled: Float[Tensor, "*batch 3"]) -> Int[Tensor, "*batch"]:
         """Cell index of positions in cells; positions outside count for the nearest cell."""
