@@ -54,7 +54,8 @@ def shares(options: Demo) -> dict[str, float]:
         **{stage: share * options.seconds * pixels / 10 for stage, share in SHARES.items()},
         "train": options.iterations / 18,
         "measure": 1.0 * options.seconds,
-        "script": 0.5 * options.new_seconds,
+        "script": 1.5 * options.new_seconds * pixels,
+        "script: process": 2.0 * options.new_seconds * pixels,
         "render": 5.0 * options.new_seconds,
     }
 
@@ -73,7 +74,7 @@ def run_demo(options: Demo, progress: "StageProgress") -> dict[str, Any]:
     simulated, conversation = folder / "simulated", folder / "conversation"
     script, video = folder / "script", folder / "new_conversation.mp4"
     config = folder / "training" / "conversation" / "dialogue-nerf" / "run" / "config.yml"
-    comparison = folder / "comparison.png"
+    comparison, stills = folder / "comparison.png", folder / "new_conversation.png"
 
     log = StageLog(folder / "stages")
     people = {"size": options.size, "seed": options.seed}
@@ -97,7 +98,7 @@ def run_demo(options: Demo, progress: "StageProgress") -> dict[str, Any]:
         "process",
         people,
         [conversation / "conversation.json"],
-        lambda: _process(simulated, conversation, options, progress),
+        lambda: _process(simulated, conversation, options.size, progress),
         SHARES,
     )
     tracking = run("tracking", {}, [], lambda: _compare_tracking(conversation, simulated / "truth"), [])
@@ -112,13 +113,15 @@ def run_demo(options: Demo, progress: "StageProgress") -> dict[str, Any]:
     run(
         "script",
         {"seconds": options.new_seconds, **people},
-        [script / "truth" / "conversation.json"],
-        lambda: _simulate(script, options.new_seconds, 64, options.seed + 1, progress),
-        ["script"],
+        [script / "conversation" / "conversation.json"],
+        lambda: _write_script(script, options, progress),
+        ["script", "script: process"],
     )
-    rendered = run("render", {}, [video], lambda: _render(config, script / "truth", video, progress), ["render"])
+    acted = script / "conversation"
+    rendered = run("render", {}, [video, stills], lambda: _render(config, acted, video, stills, progress), ["render"])
     summary = {
         "video": str(video),
+        "stills": str(stills),
         "comparison": str(comparison),
         "config": str(config),
         "participants": held_out,
@@ -138,11 +141,30 @@ def _simulate(folder: Path, seconds: float, size: int, seed: int, progress: "Sta
     simulate_conversation(config, folder, lambda done, total: progress(folder.name, done, total))
 
 
-def _process(simulated: Path, conversation: Path, options: Demo, progress: "StageProgress") -> None:
+def _process(simulated: Path, conversation: Path, size: int, progress: Callable[[str, float, float], None]) -> None:
     from dialogue_nerfstudio.process.pipeline import ProcessConfig, process_video
 
-    config = ProcessConfig(num_people=2, size=options.size)
+    config = ProcessConfig(num_people=2, size=size)
     process_video([simulated / "video.mp4"], conversation, config, progress=progress)
+
+
+def _write_script(folder: Path, options: Demo, progress: "StageProgress") -> None:
+    """Another conversation of the same people, processed as any video would be: what the avatars are to act.
+
+    At half the size: only its motion and sound are used.
+    """
+    from dialogue_nerfstudio.cli.process import SHARES
+
+    size = max(96, options.size // 4 * 2)
+    _simulate(folder, options.new_seconds, size, options.seed + 1, progress)
+    total = sum(SHARES.values())
+    done: dict[str, float] = {}
+
+    def report(stage: str, part: float, whole: float) -> None:
+        done[stage] = SHARES[stage] * part / whole
+        progress("script: process", sum(done.values()), total)
+
+    _process(folder, folder / "conversation", size, report)
 
 
 def _compare_tracking(tracked_root: Path, truth_root: Path) -> dict[str, Any]:
@@ -216,13 +238,22 @@ def _measure(config_path: Path, comparison: Path, progress: "StageProgress") -> 
     return metrics
 
 
-def _render(config_path: Path, script: Path, video: Path, progress: "StageProgress") -> dict[str, Any]:
-    """The avatars act what was said and done in another conversation."""
+def _render(config_path: Path, script: Path, video: Path, stills: Path, progress: "StageProgress") -> dict[str, Any]:
+    """The avatars act what was said and done in another conversation; a few frames of it also as a picture."""
+    import numpy as np
+    from PIL import Image
+
     from dialogue_nerfstudio.cli.render import Render, render_video
-    from dialogue_nerfstudio.conversation.files import write_json
+    from dialogue_nerfstudio.conversation.files import atomic_path, write_json
+    from dialogue_nerfstudio.conversation.video import FrameReader
+    from dialogue_nerfstudio.output.layout import contact_sheet
 
     summary = render_video(Render(load_config=config_path, output=video, motion=script), progress)
     write_json(video.with_suffix(".json"), summary)
+    with FrameReader(video) as reader:
+        chosen = [reader[int(index)] for index in np.linspace(0, len(reader) - 1, 6).round()]
+    with atomic_path(stills) as temporary:
+        Image.fromarray(contact_sheet([chosen[:3], chosen[3:]], height=chosen[0].shape[0])).save(temporary)
     return summary
 
 
