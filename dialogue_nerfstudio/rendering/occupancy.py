@@ -131,36 +131,45 @@ class OccupancyGrid(nn.Module):
         self,
         density: Callable[[Float[Tensor, "n 3"]], Float[Tensor, " n"]],
         fraction: float = 1.0,
+        within: Bool[Tensor, " cells"] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Meet the field once in every cell (or a random `fraction` of them), at a random point of it, and decide anew.
+        """Meet the field once in every cell that light reaches, at a random point of it, and decide anew.
+
+        Dark cells are culled whatever they hold; they keep the density last met there, for when light comes back.
 
         Args:
             density: the field, at a moment (frame, expression, pose) that differs from update to update.
-            fraction: share of the cells that is met; only they decay.
+            fraction: random share of those cells that is met; only they decay.
+            within: cells that can hold anything at all, e.g. a visual hull; the others are neither met nor occupied.
             generator: of the random points.
         """
-        device, cells = self.density.device, self.density.shape[0]
+        device = self.density.device
+        candidates = self._lit() if within is None else self._lit() & within
+        met = candidates.nonzero().squeeze(-1)
         if fraction < 1.0:
-            met = torch.randperm(cells, device=device, generator=generator)[: max(1, int(fraction * cells))]
-        else:
-            met = torch.arange(cells, device=device)
+            met = met[torch.rand(met.shape, device=device, generator=generator) < fraction]
         corners = self._cell_corner(met)
         jitter = torch.rand(corners.shape, device=device, generator=generator)
         points = self.box[0] + (corners + jitter) * ((self.box[1] - self.box[0]) / self.config.resolution)
-        decayed = self.density[met] * self.config.density_decay
-        self.density[met] = torch.maximum(decayed, density(points).to(self.density.dtype))
+        if len(met):
+            decayed = self.density[met] * self.config.density_decay
+            self.density[met] = torch.maximum(decayed, density(points).to(self.density.dtype))
         if self.config.updates_to_forget:
             self.visibility.mul_(UNREACHED ** (1.0 / self.config.updates_to_forget))
-        self.refresh()
+        self.refresh(within)
 
-    def refresh(self) -> None:
+    def refresh(self, within: Bool[Tensor, " cells"] | None = None) -> None:
         """Recompute `occupied` from density and visibility, without meeting the field."""
-        holds = self._dilated(self.density > self.config.density_threshold)
-        if self.config.updates_to_forget:
-            # A whisker above the threshold, so that a cell fades in exactly `updates_to_forget` updates.
-            holds &= self._dilated(self.visibility > 1.0001 * UNREACHED)
-        self.occupied.copy_(holds)
+        occupied = self._dilated(self.density > self.config.density_threshold) & self._lit()
+        self.occupied.copy_(occupied if within is None else occupied & within)
+
+    def _lit(self) -> Bool[Tensor, " cells"]:
+        """Cells that light lately reached, or beside such."""
+        if self.config.updates_to_forget == 0:
+            return torch.ones_like(self.occupied)
+        # A whisker above the threshold, so that a cell fades in exactly `updates_to_forget` updates.
+        return self._dilated(self.visibility > 1.0001 * UNREACHED)
 
     @property
     def _cells_per_metre(self) -> Float[Tensor, "3"]:

@@ -1,5 +1,8 @@
 """Occupancy and marching in a scene whose truth is known: an opaque ball, and what stands behind it."""
 
+import copy
+import functools
+
 import pytest
 import torch
 
@@ -60,8 +63,13 @@ def look_from_the_front(grid: OccupancyGrid, rays: tuple[torch.Tensor, torch.Ten
     march([seen_by], torch.zeros(3), perturb=True).mark_visible([seen_by])
 
 
-def trained_grid(updates: int = 16, visibility: bool = True, resolution: int = 32) -> OccupancyGrid:
+def trained_grid(**options) -> OccupancyGrid:
     """A grid that met the ball again and again, and was looked at from the front."""
+    return copy.deepcopy(_trained_grid(**options))
+
+
+@functools.cache
+def _trained_grid(updates: int = 16, visibility: bool = True, resolution: int = 32) -> OccupancyGrid:
     grid = OccupancyGrid(BOX, OccupancyGridConfig(resolution=resolution, updates_to_forget=12 if visibility else 0))
     rays = front_rays(48)
     for _ in range(updates):
@@ -165,6 +173,22 @@ def test_occupancy_never_culls_density() -> None:
     dense_points = points[ball_density(points) > 1.0]
     assert grid.query(dense_points).all()
     assert not grid.query(torch.tensor([[0.45, 0.45, 0.45], [2.0, 0.0, 0.0]])).any()
+
+
+def test_update_meets_only_lit_cells_within_the_hull() -> None:
+    grid = trained_grid()
+    left = grid._cell_corner(torch.arange(32**3))[:, 0] < 16
+    met = []
+
+    def density(points: torch.Tensor) -> torch.Tensor:
+        met.append(points)
+        return ball_density(points)
+
+    grid.update(density, within=left)
+    assert (met[0][:, 0] <= 0).all() and (met[0].norm(dim=-1) > 0.15).all()
+    assert not grid.occupied[~left].any() and grid.occupied[left].any()
+    grid.update(density, fraction=0.25, within=left)
+    assert 0.2 < len(met[1]) / len(met[0]) < 0.3
 
 
 def test_occupancy_culls_empty_space_and_what_is_behind_the_surface() -> None:
