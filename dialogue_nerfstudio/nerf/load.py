@@ -26,7 +26,7 @@ def load_pipeline_for_rendering(config_path: Path) -> Tuple[TrainerConfig, Dialo
     """
     config = read_config(config_path)
     checkpoint = find_checkpoint(config)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     pipeline = DialoguePipeline(config.pipeline, device=device, test_mode="inference")
     pipeline.eval()
     state = read_checkpoint(checkpoint)
