@@ -21,7 +21,7 @@ Canvas = Float[np.ndarray, "size size 3"]
 def _grid() -> Tuple[np.ndarray, np.ndarray]:
     """Coordinates (x right, y up) in metres of every texel."""
     axis = (np.arange(_SIZE) + 0.5) / _SIZE * 2 * BACKGROUND_EXTENT - BACKGROUND_EXTENT
-    return np.meshgrid(axis, -axis)
+    return tuple(np.meshgrid(axis, -axis))
 
 
 def _smooth_noise(rng: np.random.Generator, sigma: float) -> np.ndarray:
