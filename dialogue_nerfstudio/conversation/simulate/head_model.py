@@ -34,7 +34,7 @@ _SHAPE_DEFAULTS: Dict[str, float] = dict(
     mouth_y=-0.0485, mouth_half_width=0.0250, lip_out=0.0022, lip_upper=0.0056, lip_lower=0.0070,
     ear_x=0.0735, ear_size=1.0, head_bound=0.155,
     hair_volume=0.011, hair_nape=-0.020, hair_length=0.0, hair_flare=0.0, hair_tip=0.018, quiff=0.0, bun=0.0, hairline=0.082,
-    part_x=0.0, part_notch=0.0, window_x=0.064, curl=0.0, strand_count=40.0, strand_bend=30.0, strand_depth=0.0006,
+    part_x=0.0, part_notch=0.0, window_x=0.064, window_low=0.97, window_depth=0.082, curl=0.0, strand_count=40.0, strand_bend=30.0, strand_depth=0.0006,
     neck_r=0.053, chest_x=0.185, shoulder_x=0.150, shoulder_y=-0.218, clothing=0.0, buttons=0.0, neckline_r=0.0,
     stubble=0.0, freckles=0.0, blush=0.5, makeup=0.0, pattern=0.0, pattern_scale=1.0, gray=0.0, seed=0.0,
 )

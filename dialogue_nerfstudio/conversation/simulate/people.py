@@ -22,10 +22,10 @@ def _ada() -> Person:
         name="Ada", background="window", seed=11,
         shape=dict(
             skull_x=0.0735, face_x=0.0615, jaw_x=0.0425, jaw_corner_x=0.0380, chin_y=-0.0965, chin_r=0.0138, cheek_size=1.06,
-            nose_width=0.0112, nose_r=0.0088, nose_tip_z=0.1020, eye_open_upper=0.42, eye_open_lower=0.29, eye_tilt=0.07,
+            nose_width=0.0126, nose_r=0.0096, nose_tip_z=0.1070, nose_tip_y=-0.0175, eye_open_upper=0.42, eye_open_lower=0.29, eye_tilt=0.07,
             brow_thickness=0.0029, brow_arch=0.0060, brow_height=0.0380, lip_upper=0.0052, lip_lower=0.0068, mouth_half_width=0.0240,
-            hair_volume=0.014, hair_nape=-0.12, hair_length=0.130, hair_flare=0.006, hair_tip=0.020, hairline=0.086, part_x=-0.016,
-            part_notch=0.010, window_x=0.0625, strand_count=34.0, strand_bend=14.0, strand_depth=0.0008, ear_x=0.0700, ear_size=0.92,
+            hair_volume=0.011, hair_nape=-0.12, hair_length=0.122, hair_flare=-0.003, hair_tip=0.020, hairline=0.090, part_x=-0.016,
+            part_notch=0.010, window_x=0.0725, window_low=1.15, window_depth=0.118, strand_count=34.0, strand_bend=14.0, strand_depth=0.0008, ear_x=0.0700, ear_size=0.92,
             neck_r=0.0465, shoulder_x=0.132, shoulder_y=-0.222, chest_x=0.168, clothing=CLOTHING["sweater"], pattern=1.0,
             blush=0.75, makeup=0.8, freckles=0.55, seed=11.0,
         ),
@@ -39,7 +39,7 @@ def _bruno() -> Person:
         name="Bruno", background="study", seed=23,
         shape=dict(
             skull_x=0.0765, skull_y=0.0860, face_x=0.0655, jaw_x=0.0530, jaw_corner_x=0.0495, chin_y=-0.1020, chin_r=0.0190, chin_z=0.0775,
-            nose_width=0.0142, nose_r=0.0108, nose_tip_z=0.1065, eye_open_upper=0.35, eye_open_lower=0.25, eye_tilt=0.0, 
+            nose_width=0.0142, nose_r=0.0108, nose_tip_z=0.1090, nose_tip_y=-0.0180, eye_open_upper=0.37, eye_open_lower=0.25, eye_tilt=0.0, 
             brow_thickness=0.0038, brow_arch=0.0030, brow_height=0.0362, lip_upper=0.0044, lip_lower=0.0060, mouth_half_width=0.0265,
             hair_volume=0.0075, hair_nape=-0.015, quiff=0.010, hairline=0.086, part_x=0.022, part_notch=-0.004, window_x=0.0660,
             strand_count=42.0, strand_bend=10.0, strand_depth=0.0009, ear_x=0.0755, ear_size=1.08, neck_r=0.0575, shoulder_x=0.160,
@@ -50,15 +50,22 @@ def _bruno() -> Person:
     )
 
 
-_SKINS = (("f0c8ab", "e08b74", "c0605c"), ("d9a37c", "c77a5c", "a85a50"), ("8a5638", "8a4534", "7a3f3a"), ("5f3b28", "6a3226", "5f332e"), ("c68f63", "b66a4b", "9c5148"))
-_HAIRS = (("1a1412", "463a33"), ("3b2416", "80552f"), ("8a6a35", "d8bb74"), ("7a7672", "c8c5c0"), ("5a1f12", "a8512a"))
-_IRISES = (("4d7fa6", "1c3047"), ("5b3a1e", "1a0f08"), ("6d8a4a", "27331a"), ("8a6a3a", "2e2210"))
+_DARK_HAIR = (("1a1412", "463a33"), ("2b1c14", "5d4331"))
+_LIGHT_HAIR = (*_DARK_HAIR, ("3b2416", "80552f"), ("8a6a35", "d8bb74"), ("7a7672", "c8c5c0"), ("5a1f12", "a8512a"))
+_DARK_EYES = (("5b3a1e", "1a0f08"), ("3d2614", "120a06"))
+_LIGHT_EYES = (*_DARK_EYES, ("4d7fa6", "1c3047"), ("6d8a4a", "27331a"))
+_COMPLEXIONS = (
+    ("e6b591", "d98468", "b85a56", _LIGHT_HAIR, _LIGHT_EYES), ("d9a37c", "c77a5c", "a85a50", _LIGHT_HAIR, _LIGHT_EYES),
+    ("8a5638", "8a4534", "7a3f3a", _DARK_HAIR, _DARK_EYES), ("6b4630", "763a2e", "6b3a34", _DARK_HAIR, _DARK_EYES),
+    ("c68f63", "b66a4b", "9c5148", _DARK_HAIR, _DARK_EYES),
+)
 _CLOTHES = (("7a3b4a", "e2c8b0", "5f2b38"), ("3f5f4a", "d8d3bd", "324c3b"), ("d9a441", "2f3a4a", "c28f33"), ("454a57", "8a90a0", "e9e6df"), ("b85c3e", "f0e2cf", "9c4a30"))
 
 
 def _drawn(index: int, rng: np.random.Generator) -> Person:
     """A person whose looks are drawn at random, kept within proportions that a face tracker knows."""
-    skin, hair, iris = (options[rng.integers(len(options))] for options in (_SKINS, _HAIRS, _IRISES))
+    *skin, hairs, irises = _COMPLEXIONS[rng.integers(len(_COMPLEXIONS))]
+    hair, iris = hairs[rng.integers(len(hairs))], irises[rng.integers(len(irises))]
     cloth = _CLOTHES[rng.integers(len(_CLOTHES))]
     style = ("hoodie", "blazer", "shirt", "sweater")[(index + int(rng.integers(2))) % 4]
     long_hair, soft = bool(rng.random() < 0.45), float(rng.random())
@@ -66,7 +73,7 @@ def _drawn(index: int, rng: np.random.Generator) -> Person:
     shape = dict(
         skull_x=0.0730 * wide, face_x=0.0650 * wide, jaw_x=0.0560 - 0.008 * soft, jaw_corner_x=0.0520 - 0.008 * soft,
         chin_y=rng.uniform(-0.102, -0.095), chin_r=rng.uniform(0.0150, 0.0190), cheek_size=rng.uniform(0.95, 1.1),
-        nose_width=rng.uniform(0.0112, 0.0142), nose_r=rng.uniform(0.0088, 0.0108), nose_tip_z=rng.uniform(0.1015, 0.1065),
+        nose_width=rng.uniform(0.0122, 0.0145), nose_r=rng.uniform(0.0094, 0.0110), nose_tip_z=rng.uniform(0.1055, 0.1095),
         eye_open_upper=rng.uniform(0.35, 0.42), eye_open_lower=rng.uniform(0.25, 0.30), eye_tilt=rng.uniform(0.0, 0.08),
         brow_thickness=0.0040 - 0.0015 * soft, brow_arch=rng.uniform(0.003, 0.006), lip_upper=rng.uniform(0.0044, 0.0054),
         lip_lower=rng.uniform(0.0058, 0.0070), mouth_half_width=rng.uniform(0.0238, 0.0265), ear_x=0.0735 * wide,
@@ -77,8 +84,8 @@ def _drawn(index: int, rng: np.random.Generator) -> Person:
         blush=rng.uniform(0.3, 0.8), gray=float(rng.random() < 0.3) * 0.6, seed=float(index * 7 + 3),
     )
     if long_hair:
-        shape.update(hair_volume=rng.uniform(0.011, 0.016), hair_nape=-0.12, hair_length=rng.uniform(0.10, 0.15), hair_flare=rng.uniform(0.0, 0.010),
-                     hair_tip=0.019, part_notch=0.008, window_x=0.0630)
+        shape.update(hair_volume=rng.uniform(0.010, 0.013), hair_nape=-0.12, hair_length=rng.uniform(0.10, 0.15), hair_flare=rng.uniform(-0.004, 0.003),
+                     hair_tip=0.019, part_notch=0.008, window_x=0.0725, window_low=1.15, window_depth=0.118)
     else:
         curly = bool(rng.random() < 0.5)
         shape.update(hair_volume=0.013 if curly else 0.008, curl=0.004 if curly else 0.0, strand_depth=0.0 if curly else 0.0008,

@@ -2,8 +2,8 @@
 
 Conventions: rays live in person space (metres), directions are unit length; cameras follow nerfstudio (looking down -z, y up),
 a pixel's centre is at (column + 0.5, row + 0.5). Depth is the distance along the ray in metres, 0 where only background is
-seen. Light is linear while shading and becomes sRGB at the end. A frame is marched in square tiles: one cone per tile finds how
-far all of its rays may start, or that the tile is empty.
+seen. Light is linear while shading and becomes sRGB at the end. Cones around blocks of pixels, and
+from there around tiles of a block, find how far all of their rays may start, or that nothing is there.
 """
 
 import math
@@ -17,29 +17,34 @@ from dialogue_nerfstudio.conversation.conversation import Camera
 from dialogue_nerfstudio.conversation.simulate import surfaces as sdf
 from dialogue_nerfstudio.conversation.simulate.background import BACKGROUND_DEPTH, background_texture
 from dialogue_nerfstudio.conversation.simulate.head_model import Person, PersonState, pose_person
-from dialogue_nerfstudio.conversation.simulate.shading import shade
+from dialogue_nerfstudio.conversation.simulate.shading import TORSO, shade
 
 _JIT = dict(fastmath=True, cache=True, nogil=True, error_model="numpy")
-_TILE = 8
+_TILE, _SPLIT = 4, 4
+_BLOCK = _TILE * _SPLIT
 _NEAR, _FAR = 0.15, 6.0
 _SURFACE = 2.5e-4
-_ROTATED_GRID = (0.375, 0.875, 0.125, 0.625)
+_SAMPLES_U = (0.72, 0.14, 0.64)
+_SAMPLES_V = (0.12, 0.36, 0.86)
 
 
 @nb.njit(**_JIT)
 @no_type_check
 def _march(ox, oy, oz, dx, dy, dz, start, far, cone, hr, ht, tr, tt, rig):
-    """Trace one ray; returns its depth, or -1 for a miss. With cone > 0 it stops where a cone of that slope would touch."""
+    """Trace one ray; returns its depth, or -1 for a miss, and the distance left to the surface.
+
+    With cone > 0 it stops where a cone of that slope would touch.
+    """
     t = start
     for _ in range(96):
         d = sdf.scene(ox + t * dx, oy + t * dy, oz + t * dz, hr, ht, tr, tt, rig, sdf.WHOLE)
         limit = cone * t if cone > 0.0 else _SURFACE * (0.4 + t)
         if d < limit:
-            return t
-        t += (d - limit * 0.9 if cone > 0.0 else d) * 0.92
+            return t, d
+        t += (d - 0.9 * limit) * 0.95 if cone > 0.0 else d * 0.97
         if t > far:
-            return -1.0
-    return t if cone > 0.0 else -1.0
+            return -1.0, d
+    return (t, d) if cone > 0.0 else (-1.0, d)
 
 
 @nb.njit(**_JIT)
@@ -65,8 +70,11 @@ def _background(ox, oy, oz, dx, dy, dz, texture, extent, depth):
 
 @nb.njit(**_JIT)
 @no_type_check
-def _trace(u, v, focal, cx, cy, pose, start, far, hr, ht, tr, tt, rig, palette, texture, extent, depth, label, shadow, sky):
-    """Colour, label, depth, shadow and sky seen through image position (u, v); the last three arguments as in `shade`."""
+def _trace(u, v, focal, cx, cy, pose, start, far, hr, ht, tr, tt, rig, palette, texture, extent, depth, label, near_t, shadow, sky):
+    """Colour, label, depth, shadow and sky seen through image position (u, v).
+
+    `label`, `shadow` and `sky` are a neighbour's, as in `shade`; they hold where the depth is within 8 mm of its `near_t`.
+    """
     px, py = (u - cx) / focal, -(v - cy) / focal
     dx = pose[0, 0] * px + pose[0, 1] * py - pose[0, 2]
     dy = pose[1, 0] * px + pose[1, 1] * py - pose[1, 2]
@@ -75,44 +83,82 @@ def _trace(u, v, focal, cx, cy, pose, start, far, hr, ht, tr, tt, rig, palette, 
     dx, dy, dz = dx * norm, dy * norm, dz * norm
     ox, oy, oz = pose[0, 3], pose[1, 3], pose[2, 3]
     if start >= 0.0:
-        t = _march(ox, oy, oz, dx, dy, dz, start, far, 0.0, hr, ht, tr, tt, rig)
+        t, d = _march(ox, oy, oz, dx, dy, dz, start, far, 0.0, hr, ht, tr, tt, rig)
         if t > 0.0:
-            r, g, b, label, shadow, sky = shade(ox + t * dx, oy + t * dy, oz + t * dz, dx, dy, dz, hr, ht, tr, tt, rig, palette,
+            label = label if abs(t - near_t) < 0.008 else -1
+            r, g, b, label, shadow, sky = shade(ox + t * dx, oy + t * dy, oz + t * dz, d, dx, dy, dz, hr, ht, tr, tt, rig, palette,
                                                 label, shadow, sky)
             return r, g, b, label, t, shadow, sky
     r, g, b = _background(ox, oy, oz, dx, dy, dz, texture, extent, depth)
     return r, g, b, 0, 0.0, 1.0, 1.0
 
 
+@nb.njit(**_JIT)
+@no_type_check
+def _cone_start(u, v, pixels, start, far, focal, cx, cy, pose, hr, ht, tr, tt, rig):
+    """Depth up to which every ray of a square of pixels around (u, v) is free, or -1 if all of them miss."""
+    px, py = (u - cx) / focal, -(v - cy) / focal
+    dx = pose[0, 0] * px + pose[0, 1] * py - pose[0, 2]
+    dy = pose[1, 0] * px + pose[1, 1] * py - pose[1, 2]
+    dz = pose[2, 0] * px + pose[2, 1] * py - pose[2, 2]
+    norm = 1.0 / math.sqrt(dx * dx + dy * dy + dz * dz)
+    # Half of the square's diagonal, seen at unit distance, with half a pixel for the samples between centres.
+    slope = math.sqrt(0.5) * (pixels + 1) / focal
+    t, _ = _march(pose[0, 3], pose[1, 3], pose[2, 3], dx * norm, dy * norm, dz * norm, start, far, slope, hr, ht, tr, tt, rig)
+    return max(t * (1.0 - slope), _NEAR) if t > 0.0 else -1.0
+
+
+@nb.njit(**_JIT)
+@no_type_check
+def _neighbours(row, column, bottom, right, labels, depth, light):
+    """Label, depth and mean slow light of the seed pixels around a pixel in its tile; label -1 where they disagree."""
+    label, near_t, shadow, sky, count, first_shadow = -1, 0.0, 0.0, 0.0, 0, 0.0
+    for i in range(row - row % 2, min(row + row % 2 + 1, bottom), 2):
+        for j in range(column - column % 2, min(column + column % 2 + 1, right), 2):
+            if count == 0:
+                label, near_t = int(labels[i, j]), float(depth[i, j])
+                first_shadow = light[i, j, 0]
+            elif labels[i, j] != label or abs(depth[i, j] - near_t) > 0.008 or abs(light[i, j, 0] - first_shadow) > 0.12:
+                return -1, 0.0, 1.0, 1.0
+            shadow, sky, count = shadow + light[i, j, 0], sky + light[i, j, 1], count + 1
+    return label, near_t, shadow / count, sky / count
+
+
 @nb.njit(parallel=True, **_JIT)
 @no_type_check
 def _render(width, height, focal, cx, cy, pose, hr, ht, tr, tt, rigs, palette, texture, extent, depth_plane,
             edge_threshold, color, labels, depth):
-    tiles_x, tiles_y = (width + _TILE - 1) // _TILE, (height + _TILE - 1) // _TILE
-    starts = np.empty((tiles_y, tiles_x))
+    blocks_x, blocks_y = (width + _BLOCK - 1) // _BLOCK, (height + _BLOCK - 1) // _BLOCK
+    starts = np.empty((blocks_y * _SPLIT, blocks_x * _SPLIT))
     light = np.empty((height, width, 2))
-    ox, oy, oz = pose[0, 3], pose[1, 3], pose[2, 3]
-    far = math.sqrt(ox * ox + oy * oy + oz * oz) + 0.8
-    # Half of a tile's diagonal, seen at unit distance.
-    slope = 0.5 * math.sqrt(2.0) * (_TILE + 1) / focal
-    for tile in nb.prange(tiles_x * tiles_y):
+    far = math.sqrt(pose[0, 3] ** 2 + pose[1, 3] ** 2 + pose[2, 3] ** 2) + 0.8
+    for block in nb.prange(blocks_x * blocks_y):
         rig = rigs[0]
-        ty, tx = tile // tiles_x, tile % tiles_x
-        px, py = ((tx + 0.5) * _TILE - cx) / focal, -((ty + 0.5) * _TILE - cy) / focal
-        dx = pose[0, 0] * px + pose[0, 1] * py - pose[0, 2]
-        dy = pose[1, 0] * px + pose[1, 1] * py - pose[1, 2]
-        dz = pose[2, 0] * px + pose[2, 1] * py - pose[2, 2]
-        norm = 1.0 / math.sqrt(dx * dx + dy * dy + dz * dz)
-        start = _march(ox, oy, oz, dx * norm, dy * norm, dz * norm, _NEAR, far, slope, hr, ht, tr, tt, rig)
-        starts[ty, tx] = max(start * (1.0 - slope), _NEAR) if start > 0.0 else -1.0
-        for row in range(ty * _TILE, min((ty + 1) * _TILE, height)):
-            for column in range(tx * _TILE, min((tx + 1) * _TILE, width)):
-                r, g, b, label, t, shadow, sky = _trace(column + 0.5, row + 0.5, focal, cx, cy, pose, starts[ty, tx], far, hr, ht, tr, tt, rig,
-                                                       palette, texture, extent, depth_plane, -1, 1.0, 1.0)
-                color[row, column, 0], color[row, column, 1], color[row, column, 2] = r, g, b
-                labels[row, column] = label
-                depth[row, column] = t
-                light[row, column, 0], light[row, column, 1] = shadow, sky
+        by, bx = block // blocks_x, block % blocks_x
+        coarse = _cone_start((bx + 0.5) * _BLOCK, (by + 0.5) * _BLOCK, _BLOCK, _NEAR, far, focal, cx, cy, pose, hr, ht, tr, tt, rig)
+        for tile in range(_SPLIT * _SPLIT):
+            ty, tx = by * _SPLIT + tile // _SPLIT, bx * _SPLIT + tile % _SPLIT
+            start = coarse
+            if coarse > 0.0:
+                start = _cone_start((tx + 0.5) * _TILE, (ty + 0.5) * _TILE, _TILE, coarse, far, focal, cx, cy, pose, hr, ht, tr, tt, rig)
+            starts[ty, tx] = start
+            # Every second pixel of every second row measures its slow light; the rest take their neighbours' where these agree.
+            for phase in range(2):
+                for row in range(ty * _TILE, min((ty + 1) * _TILE, height)):
+                    for column in range(tx * _TILE, min((tx + 1) * _TILE, width)):
+                        seed = row % 2 == 0 and column % 2 == 0
+                        if seed != (phase == 0):
+                            continue
+                        label, near_t, shadow, sky = -1, 0.0, 1.0, 1.0
+                        if phase == 1:
+                            label, near_t, shadow, sky = _neighbours(row, column, min((ty + 1) * _TILE, height), min((tx + 1) * _TILE, width),
+                                                                     labels, depth, light)
+                        r, g, b, label, t, shadow, sky = _trace(column + 0.5, row + 0.5, focal, cx, cy, pose, start, far, hr, ht, tr, tt, rig,
+                                                                palette, texture, extent, depth_plane, label, near_t, shadow, sky)
+                        color[row, column, 0], color[row, column, 1], color[row, column, 2] = r, g, b
+                        labels[row, column] = label
+                        depth[row, column] = t
+                        light[row, column, 0], light[row, column, 1] = shadow, sky
     if edge_threshold <= 0.0:
         return
     smooth = np.empty_like(color)
@@ -132,14 +178,18 @@ def _render(width, height, focal, cx, cy, pose, hr, ht, tr, tt, rigs, palette, t
                 different = different or labels[i, j] != labels[row, column] or abs(depth[i, j] - depth[row, column]) > 0.012
                 for k in range(3):
                     contrast = max(contrast, abs(math.sqrt(color[i, j, k]) - math.sqrt(color[row, column, k])))
-            if (labels[row, column] != 0 or different) and (different or contrast > edge_threshold):
-                r, g, b = 0.0, 0.0, 0.0
-                for sample in range(4):
-                    su, sv = _ROTATED_GRID[sample], 0.125 + 0.25 * sample
-                    tile_y, tile_x = row // _TILE, column // _TILE
-                    sr, sg, sb, _, _, _, _ = _trace(column + su, row + sv, focal, cx, cy, pose, max(starts[tile_y, tile_x], closest - 0.02),
-                                                    far, hr, ht, tr, tt, rig, palette, texture, extent, depth_plane,
-                                                    labels[row, column], light[row, column, 0], light[row, column, 1])
+            # Patterns of clothes are painted with edges as wide as a pixel of the usual size already.
+            threshold = edge_threshold * (2.0 if labels[row, column] == TORSO else 1.0)
+            if (labels[row, column] != 0 or different) and (different or contrast > threshold):
+                # The centre and three samples around it.
+                r = 0.25 * min(color[row, column, 0], 1.0)
+                g = 0.25 * min(color[row, column, 1], 1.0)
+                b = 0.25 * min(color[row, column, 2], 1.0)
+                start = max(starts[row // _TILE, column // _TILE], closest - 0.02)
+                for sample in range(3):
+                    sr, sg, sb, _, _, _, _ = _trace(column + _SAMPLES_U[sample], row + _SAMPLES_V[sample], focal, cx, cy, pose, start, far,
+                                                    hr, ht, tr, tt, rig, palette, texture, extent, depth_plane, int(labels[row, column]),
+                                                    float(depth[row, column]), light[row, column, 0], light[row, column, 1])
                     r, g, b = r + 0.25 * min(sr, 1.0), g + 0.25 * min(sg, 1.0), b + 0.25 * min(sb, 1.0)
                 smooth[row, column, 0], smooth[row, column, 1], smooth[row, column, 2] = r, g, b
             else:
@@ -169,7 +219,7 @@ def render_person(
     posed = pose_person(person, state)
     shape = (camera.height, camera.width)
     color = np.empty((*shape, 3), np.float64)
-    labels = np.empty(shape, np.uint8)
+    labels = np.zeros(shape, np.uint8)
     depth = np.empty(shape, np.float32)
     texture, extent = background_texture(person.background, person.seed)
     _render(camera.width, camera.height, float(camera.focal), float(camera.cx), float(camera.cy),

@@ -19,12 +19,12 @@ BACKGROUND, TORSO, NECK, HEAD = 0, 1, 2, 3
 _SKIN, _BLUSH, _LIP, _BROW, _IRIS, _IRIS_RIM, _HAIR, _HAIR_LIGHT, _CLOTH, _CLOTH_ALT, _COLLAR, _BUTTON = range(12)
 _PLAIN, _FLESH, _EYE, _WET, _STRAND = range(5)
 
-_KEY = (-0.330, 0.430, 0.840)
+_KEY = (-0.255, 0.455, 0.853)
 _FILL = (0.800, 0.150, 0.581)
 _RIM = (0.560, 0.420, -0.714)
 
 
-@nb.njit(inline="always", **_JIT)
+@nb.njit(**_JIT)
 @no_type_check
 def _blend(r, g, b, palette, row, weight):
     return mix(r, palette[row, 0], weight), mix(g, palette[row, 1], weight), mix(b, palette[row, 2], weight)
@@ -44,9 +44,9 @@ def _skin_color(x, y, z, rig, palette):
     ear = smooth_step(rig.ear_x - 0.004, rig.ear_x + 0.008, ax) * 0.8
     r, g, b = _blend(r, g, b, palette, _BLUSH, rig.blush * min(cheek * 0.75 + nose * 0.5 + ear, 1.0))
     if rig.freckles > 0.0 and z > 0.04:
-        spots = value_noise(x * 420.0, y * 420.0, seed)
+        spots = value_noise(x * 520.0 + y * 310.0, y * 520.0 - x * 310.0, seed)
         band = math.exp(-((y + 0.004) / 0.018) ** 2) * smooth_step(0.068, 0.03, ax)
-        r, g, b = _blend(r, g, b, palette, _BROW, rig.freckles * band * smooth_step(0.72, 0.86, spots) * 0.55)
+        r, g, b = _blend(r, g, b, palette, _BROW, rig.freckles * band * smooth_step(0.66, 0.95, spots) * 0.60)
     if rig.stubble > 0.0 and z > -0.01:
         beard = smooth_step(-0.012, -0.040, y - 0.55 * (ax - 0.03)) * smooth_step(-0.01, 0.025, z)
         tache = math.exp(-((y + 0.034) / 0.006) ** 2) * smooth_step(0.030, 0.018, ax)
@@ -137,11 +137,11 @@ def _cloth_color(x, y, z, rig, palette):
     if rig.pattern == 1.0:
         # Stripes round the body, sagging a little over the chest.
         phase = (y + 0.10 * x * x * 4.0) / (0.030 * rig.pattern_scale)
-        stripe = smooth_step(0.42, 0.50, abs(phase - math.floor(phase) - 0.5) * 2.0)
+        stripe = smooth_step(0.40, 0.54, abs(phase - math.floor(phase) - 0.5) * 2.0)
         r, g, b = _blend(r, g, b, palette, _CLOTH_ALT, stripe)
     elif rig.pattern == 2.0:
         phase = x / (0.0160 * rig.pattern_scale)
-        r, g, b = _blend(r, g, b, palette, _CLOTH_ALT, 0.8 * smooth_step(0.70, 0.85, abs(phase - math.floor(phase) - 0.5) * 2.0))
+        r, g, b = _blend(r, g, b, palette, _CLOTH_ALT, 0.8 * smooth_step(0.62, 0.88, abs(phase - math.floor(phase) - 0.5) * 2.0))
     elif rig.pattern == 3.0:
         u, v = x / (0.034 * rig.pattern_scale), y / (0.034 * rig.pattern_scale)
         across = smooth_step(0.55, 0.62, abs(u - math.floor(u) - 0.5) * 2.0)
@@ -186,8 +186,8 @@ def _cloth_color(x, y, z, rig, palette):
 
 @nb.njit(**_JIT)
 @no_type_check
-def shade(x, y, z, dx, dy, dz, hr, ht, tr, tt, rig, palette, known_label, known_shadow, known_sky):
-    """Colour (linear), label, key-light shadow and open sky of the surface point (x, y, z) seen along (dx, dy, dz).
+def shade(x, y, z, distance, dx, dy, dz, hr, ht, tr, tt, rig, palette, known_label, known_shadow, known_sky):
+    """Colour (linear), label, key-light shadow and open sky of the point (x, y, z), `distance` off the surface, seen along (dx, dy, dz).
 
     A pixel's further samples pass the first one's label, shadow and sky: where the label agrees, slow light is not measured again.
     """
@@ -199,21 +199,19 @@ def shade(x, y, z, dx, dy, dz, hr, ht, tr, tt, rig, palette, known_label, known_
     tx = tr[0, 0] * qx + tr[1, 0] * qy + tr[2, 0] * qz
     ty = tr[0, 1] * qx + tr[1, 1] * qy + tr[2, 1] * qz
     tz = tr[0, 2] * qx + tr[1, 2] * qy + tr[2, 2] * qz
-    d_head, d_neck, d_torso = sdf.head(hx, hy, hz, rig), sdf.neck(x, y, z, rig), sdf.torso(tx, ty, tz, rig)
-    near = 0
-    if d_head < 0.016:
-        near |= sdf.HEAD_PART
-    if d_neck < 0.016:
-        near |= sdf.NECK_PART
-    if d_torso < 0.016:
-        near |= sdf.TORSO_PART
+    if y > 0.03:
+        # Only the head reaches up here.
+        d_head, d_neck, d_torso = distance, sdf.FAR, sdf.FAR
+    else:
+        d_head, d_neck, d_torso = sdf.head(hx, hy, hz, rig), sdf.neck(x, y, z, rig), sdf.torso(tx, ty, tz, rig)
+    near = sdf.HEAD_PART if d_head < 0.016 else 0
+    near |= sdf.NECK_PART if d_neck < 0.016 else 0
+    near |= sdf.TORSO_PART if d_torso < 0.016 else 0
 
-    e = 7e-4
-    a = sdf.scene(x + e, y - e, z - e, hr, ht, tr, tt, rig, near)
-    b = sdf.scene(x - e, y - e, z + e, hr, ht, tr, tt, rig, near)
-    c = sdf.scene(x - e, y + e, z - e, hr, ht, tr, tt, rig, near)
-    d = sdf.scene(x + e, y + e, z + e, hr, ht, tr, tt, rig, near)
-    nx, ny, nz = a - b - c + d, -a - b + c + d, -a + b - c + d
+    e = 6e-4
+    nx = sdf.scene(x + e, y, z, hr, ht, tr, tt, rig, near) - distance
+    ny = sdf.scene(x, y + e, z, hr, ht, tr, tt, rig, near) - distance
+    nz = sdf.scene(x, y, z + e, hr, ht, tr, tt, rig, near) - distance
     norm = 1.0 / max(math.sqrt(nx * nx + ny * ny + nz * nz), 1e-12)
     nx, ny, nz = nx * norm, ny * norm, nz * norm
 
@@ -261,8 +259,8 @@ def shade(x, y, z, dx, dy, dz, hr, ht, tr, tt, rig, palette, known_label, known_
             s = sdf.lip_coordinate(hx, rig)
             behind = sdf.lip_depth(min(max(s, -1.0), 1.0), rig) - hz
             if d_teeth < 4e-4:
-                r, g, bl = 0.74, 0.70, 0.62
-                shadow = mix(0.25, 1.0, smooth_step(0.001, 0.010, rig.open_up + rig.open_low)) * mix(1.0, 0.55, smooth_step(0.008, 0.02, abs(hx - rig.mouth_x)))
+                r, g, bl = 0.92, 0.88, 0.80
+                shadow = mix(0.45, 1.0, smooth_step(0.001, 0.008, rig.open_up + rig.open_low)) * mix(1.0, 0.55, smooth_step(0.008, 0.02, abs(hx - rig.mouth_x)))
                 r, g, bl, kind, gloss, shine = r * shadow, g * shadow, bl * shadow, _WET, 0.25, 50.0
             elif d_tongue < 4e-4:
                 r, g, bl, kind, gloss, shine = 0.32, 0.07, 0.065, _WET, 0.15, 30.0
@@ -292,11 +290,11 @@ def shade(x, y, z, dx, dy, dz, hr, ht, tr, tt, rig, palette, known_label, known_
         shadow = 1.0 if key > -0.2 else 0.0
         if key > -0.2:
             t = 0.014
-            for _ in range(7):
+            for _ in range(6):
                 gap = sdf.scene(x + nx * 0.004 + _KEY[0] * t, y + ny * 0.004 + _KEY[1] * t, z + nz * 0.004 + _KEY[2] * t,
                                 hr, ht, tr, tt, rig, sdf.WHOLE)
                 shadow = min(shadow, 7.0 * gap / t)
-                t += max(gap, 0.012)
+                t += max(gap, 0.015)
                 if t > 0.15 or shadow < 0.02:
                     break
             shadow = max(shadow, 0.0)

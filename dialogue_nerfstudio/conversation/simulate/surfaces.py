@@ -17,7 +17,7 @@ _JIT = dict(fastmath=True, cache=True, nogil=True, error_model="numpy")
 FAR = 10.0
 
 
-@nb.njit(inline="always", **_JIT)
+@nb.njit(**_JIT)
 @no_type_check
 def smooth_min(a: float, b: float, k: float) -> float:
     """Polynomial smooth minimum; equals min(a, b) where |a - b| >= k."""
@@ -25,7 +25,7 @@ def smooth_min(a: float, b: float, k: float) -> float:
     return min(a, b) - h * h * k * 0.25
 
 
-@nb.njit(inline="always", **_JIT)
+@nb.njit(**_JIT)
 @no_type_check
 def smooth_max(a: float, b: float, k: float) -> float:
     """Polynomial smooth maximum; equals max(a, b) where |a - b| >= k."""
@@ -33,7 +33,7 @@ def smooth_max(a: float, b: float, k: float) -> float:
     return max(a, b) + h * h * k * 0.25
 
 
-@nb.njit(inline="always", **_JIT)
+@nb.njit(**_JIT)
 @no_type_check
 def smooth_step(low: float, high: float, value: float) -> float:
     """Cubic step from 0 at `low` to 1 at `high`."""
@@ -41,14 +41,14 @@ def smooth_step(low: float, high: float, value: float) -> float:
     return t * t * (3.0 - 2.0 * t)
 
 
-@nb.njit(inline="always", **_JIT)
+@nb.njit(**_JIT)
 @no_type_check
 def mix(a: float, b: float, weight: float) -> float:
     """Linear blend a -> b."""
     return a + (b - a) * weight
 
 
-@nb.njit(inline="always", **_JIT)
+@nb.njit(**_JIT)
 @no_type_check
 def ellipsoid(x: float, y: float, z: float, rx: float, ry: float, rz: float) -> float:
     """First-order distance to an axis-aligned ellipsoid at the origin."""
@@ -59,7 +59,7 @@ def ellipsoid(x: float, y: float, z: float, rx: float, ry: float, rz: float) -> 
     return k0 * (k0 - 1.0) / max(k1, 1e-9)
 
 
-@nb.njit(inline="always", **_JIT)
+@nb.njit(**_JIT)
 @no_type_check
 def capsule(x: float, y: float, z: float, ax: float, ay: float, az: float, bx: float, by: float, bz: float,
             ra: float, rb: float) -> float:
@@ -155,7 +155,7 @@ def skin(x: float, y: float, z: float, rig) -> float:
     return d
 
 
-@nb.njit(inline="always", **_JIT)
+@nb.njit(**_JIT)
 @no_type_check
 def lip_coordinate(x: float, rig) -> float:
     """Position along the mouth: -1 at the right corner, 0 in the middle, 1 at the left corner."""
@@ -163,7 +163,7 @@ def lip_coordinate(x: float, rig) -> float:
     return u / rig.corner_x_left if u > 0.0 else u / rig.corner_x_right
 
 
-@nb.njit(inline="always", **_JIT)
+@nb.njit(**_JIT)
 @no_type_check
 def lip_line(s: float, rig) -> float:
     """Height at which the closed lips meet at lip coordinate s."""
@@ -172,7 +172,7 @@ def lip_line(s: float, rig) -> float:
     return rig.mouth_y + (corner - rig.mouth_y) * c * c * (1.6 - 0.6 * c)
 
 
-@nb.njit(inline="always", **_JIT)
+@nb.njit(**_JIT)
 @no_type_check
 def lip_gap(s: float, rig) -> float:
     """Fraction of the mid-line opening that is left at lip coordinate s."""
@@ -180,7 +180,7 @@ def lip_gap(s: float, rig) -> float:
     return math.sqrt(t) * (0.35 + 0.65 * t) if t > 0.0 else 0.0
 
 
-@nb.njit(inline="always", **_JIT)
+@nb.njit(**_JIT)
 @no_type_check
 def lip_depth(s: float, rig) -> float:
     """Depth (z) of the lips' meeting line at lip coordinate s."""
@@ -246,7 +246,7 @@ def tongue(x: float, y: float, z: float, rig) -> float:
     return ellipsoid(x - rig.jaw_side * 0.7, y - rig.teeth_low_y + 0.003, z - rig.lip_z + 0.036, 0.017, 0.0065, 0.016)
 
 
-@nb.njit(inline="always", **_JIT)
+@nb.njit(**_JIT)
 @no_type_check
 def lid_edges(ax: float, rig, left: bool):
     """Elevations (rad) of the upper and lower lid edge at distance ax (m) from the eye's own axis towards the temple."""
@@ -280,7 +280,7 @@ def lids(x: float, y: float, z: float, rig) -> float:
     return smooth_max(shell, lid_opening(x, y, z, rig), 0.0012)
 
 
-@nb.njit(inline="always", **_JIT)
+@nb.njit(**_JIT)
 @no_type_check
 def eyeball(x: float, y: float, z: float, rig) -> float:
     """The eyeball on the side of x."""
@@ -292,7 +292,7 @@ def eyeball(x: float, y: float, z: float, rig) -> float:
 # ---------------------------------------------------------------- hair
 
 
-@nb.njit(inline="always", **_JIT)
+@nb.njit(**_JIT)
 @no_type_check
 def hash_noise(i: int, j: int, k: int) -> float:
     """Repeatable pseudo-random value in [0, 1) of an integer lattice point."""
@@ -321,6 +321,14 @@ def hair(x: float, y: float, z: float, rig) -> float:
     """Hair: a cap over the skull with a carved face window, optional side curtains, quiff, bun and curls."""
     if rig.hair_volume <= 0.0:
         return FAR
+    # Face window: an arch whose top is notched at the parting, and the opening beside the cheeks.
+    wx = x - rig.part_x
+    rise = rig.hairline + rig.part_notch * math.exp(-wx * wx * 900.0)
+    window = ellipsoid(x, y - rise + 0.088, z - 0.100, rig.window_x, 0.088, 0.088)
+    window = min(window, max(ellipsoid(x, y + 0.040, z - 0.085, rig.window_x * rig.window_low, 0.13, rig.window_depth), y - 0.02))
+    # Deep inside the window nothing else matters.
+    if window < -0.015:
+        return -window
     v = rig.hair_volume
     long_hair = rig.hair_length > 0.0
     d = ellipsoid(x, y - 0.048, z + 0.019, rig.skull_x + v, rig.skull_y + v, rig.skull_z + v)
@@ -347,11 +355,6 @@ def hair(x: float, y: float, z: float, rig) -> float:
             along = y if long_hair else z
             lock = value_noise(around * rig.strand_count * 0.32 + along * rig.strand_bend, along * 12.0, rig.seed)
             d -= rig.strand_depth * (3.2 * lock - 1.6)
-    # Face window: an arch whose top is notched at the parting, and the opening beside the cheeks.
-    wx = x - rig.part_x
-    rise = rig.hairline + rig.part_notch * math.exp(-wx * wx * 900.0)
-    window = ellipsoid(x, y - rise + 0.088, z - 0.100, rig.window_x, 0.088, 0.088)
-    window = min(window, max(ellipsoid(x, y + 0.040, z - 0.085, rig.window_x * 0.97, 0.12, 0.082), y - 0.02))
     return smooth_max(d, -window, 0.010)
 
 
@@ -437,7 +440,7 @@ def collar(x: float, y: float, z: float, rig) -> float:
     return max(body - 0.006, edge) * 0.8 if z > -0.05 else FAR
 
 
-@nb.njit(inline="always", **_JIT)
+@nb.njit(**_JIT)
 @no_type_check
 def lapel(x: float, y: float) -> float:
     """Signed distance in the frontal plane to a blazer's front, negative on the cloth."""
