@@ -1,6 +1,7 @@
 """Hash grids: tiny-cuda-nn's layout by hand, interpolation by hand, and every kernel against the torch reference."""
 
 import importlib.util
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -203,3 +204,21 @@ def test_kernel_is_said_once(capsys: pytest.CaptureFixture) -> None:
 def test_impossible_grids_are_refused(options: dict) -> None:
     with pytest.raises(DialogueError):
         HashGrid(HashGridConfig(**options))
+
+
+@needs_numba
+def test_numba_is_safe_in_several_python_threads() -> None:
+    """A viewer renders in a thread of its own while training goes on."""
+    grid = random_grid("numba", 3)
+    positions = [torch.rand(2000, 3) for _ in range(4)]
+    with torch.no_grad():
+        alone = [grid(p) for p in positions]
+
+        def encode_often(p: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                return [grid(p) for _ in range(20)][-1]
+
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(encode_often, positions))
+    for expected, value in zip(alone, together, strict=True):
+        assert torch.equal(expected, value)
