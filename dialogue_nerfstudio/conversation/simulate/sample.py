@@ -9,7 +9,7 @@ import io
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Callable, List, Optional, Tuple
+from typing import Callable, List, Optional, Tuple, no_type_check
 
 import av
 import numba as nb
@@ -109,6 +109,7 @@ def simulate_people(config: SimulationConfig) -> Tuple[List[SimulatedPerson], Di
 
 
 @nb.njit(cache=True)
+@no_type_check
 def _inside_box(xs, ys, zs, rigs):
     rig = rigs[0]
     low, high = np.full(3, 9.0), np.full(3, -9.0)
