@@ -62,7 +62,13 @@ def synthetic_face(
         expression[:, basis.expression_names.index("lip_corner_up_left")] = 0.5 * np.clip(np.sin(2.0 * t), 0, None)
         expression[:, basis.expression_names.index("lip_corner_up_right")] = 0.5 * np.clip(np.sin(2.0 * t), 0, None)
     return SyntheticFace(
-        shape, Rotation.from_rotvec(angles).as_matrix(), translations, expression, 2.0 * size, (size / 2, size / 2), size
+        shape,
+        Rotation.from_rotvec(angles).as_matrix(),
+        translations,
+        expression,
+        2.0 * size,
+        (size / 2, size / 2),
+        size,
     )
 
 

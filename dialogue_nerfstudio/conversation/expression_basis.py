@@ -1,9 +1,11 @@
 """The project's own face basis on the 478-landmark mesh: S = S̄ + B_geo F_geo + B_exp F_exp (DialogueNeRF eq. 1).
 
-Conventions. All positions are metres in head space: x towards the person's left, y up, z out of the nose, origin 20 mm below and 70 mm behind the point midway
-between the eyes. `N` is 478. B_geo `[G, N, 3]` holds displacement at coefficient 1 for each authored mode of identity, B_exp `[E, N, 3]` for each of
-EXPRESSION_NAMES. "left" and "right" are the person's; every mode "…_right" is the mirror image of its "…_left". The fields are smooth and written by hand from
-what each movement does to a face, so a coefficient means the same on every face. Lids are not in B_exp: blink is a field of its own in a `Motion`.
+Conventions. All positions are metres in head space: x towards the person's left, y up, z out of the nose, origin 20 mm
+below and 70 mm behind the point midway between the eyes. `N` is 478. B_geo `[G, N, 3]` holds displacement at
+coefficient 1 for each authored mode of identity, B_exp `[E, N, 3]` for each of EXPRESSION_NAMES. "left" and "right" are
+the person's; every mode "…_right" is the mirror image of its "…_left". The fields are smooth and written by hand from
+what each movement does to a face, so a coefficient means the same on every face. Lids are not in B_exp: blink is a
+field of its own in a `Motion`.
 
 The outlines below (which landmarks lie on the lips, the lids, the brows) are facts of MediaPipe's mesh.
 """
@@ -37,8 +39,8 @@ LEFT_EYE_LOWER = (362, 382, 381, 380, 374, 373, 390, 249, 263)
 RIGHT_BROW = (46, 53, 52, 65, 55, 70, 63, 105, 66, 107)
 LEFT_BROW = (276, 283, 282, 295, 285, 300, 293, 334, 296, 336)
 FACE_OVAL = (
-    10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162,
-    21, 54, 103, 67, 109,
+    10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152, 148, 176,
+    149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
 )  # fmt: skip
 JAW_LINE = (234, 93, 132, 58, 172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397, 288, 361, 323, 454)
 RIGHT_IRIS = (468, 469, 470, 471, 472)
@@ -145,7 +147,9 @@ def _upper_lip() -> Weights:
         (0.0, mouth["line_y"] + 0.004, mouth["z"]), (0.022, 0.010, 0.03)
     )
     red = np.maximum(_only(UPPER_LIP_OUTER + UPPER_LIP_INNER + UPPER_LIP_BETWEEN), 0.0) * (0.15 + 0.85 * _along_lip())
-    lower = _only(LOWER_LIP_OUTER + LOWER_LIP_INNER + LOWER_LIP_BETWEEN) * (1.0 - _only(UPPER_LIP_OUTER + UPPER_LIP_INNER))
+    lower = _only(LOWER_LIP_OUTER + LOWER_LIP_INNER + LOWER_LIP_BETWEEN) * (
+        1.0 - _only(UPPER_LIP_OUTER + UPPER_LIP_INNER)
+    )
     return np.maximum(skin, red) * (1.0 - lower)
 
 
@@ -156,12 +160,15 @@ def _lower_lip() -> Weights:
         (0.0, mouth["line_y"] - 0.006, mouth["z"]), (0.022, 0.011, 0.03)
     )
     red = _only(LOWER_LIP_OUTER + LOWER_LIP_INNER + LOWER_LIP_BETWEEN) * (0.15 + 0.85 * _along_lip())
-    upper = _only(UPPER_LIP_OUTER + UPPER_LIP_INNER + UPPER_LIP_BETWEEN) * (1.0 - _only(LOWER_LIP_OUTER + LOWER_LIP_INNER))
+    upper = _only(UPPER_LIP_OUTER + UPPER_LIP_INNER + UPPER_LIP_BETWEEN) * (
+        1.0 - _only(LOWER_LIP_OUTER + LOWER_LIP_INNER)
+    )
     return np.maximum(skin, red) * (1.0 - upper)
 
 
 def _jaw() -> Weights:
-    """How much a point goes along with the lower jaw: chin and lower lip fully, the mouth's corners half, cheeks less and less towards the ear."""
+    """How much a point goes along with the lower jaw: chin and lower lip fully, the mouth's corners half, cheeks less
+    and less towards the ear."""
     mouth, face = _mouth(), mean_face()
     x = np.abs(face[:, 0])
     ear_x, ear_y = 0.0766, 0.0005
@@ -208,7 +215,8 @@ def _along(weights: Weights, direction: Tuple[float, float, float], millimetres:
 
 
 def _rotation_field(axis: Tuple[float, float, float], angle: float, center: np.ndarray, weights: Weights) -> Points:
-    """The displacement of a rotation about an axis through `center`, weighted; its chord, so that coefficient 1 is exact."""
+    """The displacement of a rotation about an axis through `center`, weighted; its chord, so that coefficient 1 is
+    exact."""
     moved = Rotation.from_rotvec(np.asarray(axis) * angle).apply(mean_face() - center) + center
     return weights[:, None] * (moved - mean_face())
 
@@ -274,7 +282,8 @@ def _lower_lip_drop() -> Points:
 
 
 def _lip_press() -> Points:
-    """The closed lips pushed against each other from outside: the chin's pad rises and the lower lip with it, the upper lip comes down."""
+    """The closed lips pushed against each other from outside: the chin's pad rises and the lower lip with it, the upper
+    lip comes down."""
     mouth, face = _mouth(), mean_face()
     chin = bump((0.0, mouth["chin_y"] + 0.018, face[152, 2]), (0.018, 0.012, 0.03))
     displacement = np.zeros_like(face)

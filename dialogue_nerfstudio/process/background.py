@@ -40,8 +40,11 @@ def masked_median(
     return plate, count
 
 
-def fill_unseen(plate: Float32[np.ndarray, "height width 3"], known: Bool[np.ndarray, "height width"]) -> Float32[np.ndarray, "height width 3"]:
-    """Continues the known pixels smoothly into the others: averages over ever coarser grids, used from coarse to fine where nothing finer is known.
+def fill_unseen(
+    plate: Float32[np.ndarray, "height width 3"], known: Bool[np.ndarray, "height width"]
+) -> Float32[np.ndarray, "height width 3"]:
+    """Continues the known pixels smoothly into the others: averages over ever coarser grids, used from coarse to fine
+    where nothing finer is known.
 
     A plate with nothing known becomes mid-grey.
     """
@@ -67,10 +70,11 @@ def background_plate(
 ) -> Tuple[UInt8[np.ndarray, "height width 3"], float]:
     """The plate behind one person and the part of it that was ever seen.
 
-    Pixels the person never uncovers are continued from their surroundings; they only matter to a view from another side.
+    Pixels the person never uncovers are continued from their surroundings; they only matter to a view from another
+    side.
     """
     chosen = sample_frames(len(frames))
-    margin = 2 * max(int(round(PERSON_MARGIN * frames.width)), 1) + 1
+    margin = 2 * max(round(PERSON_MARGIN * frames.width), 1) + 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (margin, margin))
     stack = np.empty((len(chosen), frames.height, frames.width, 3), np.uint8)
     seen = np.empty(stack.shape[:3], bool)

@@ -1,8 +1,9 @@
 """The boxes of head and torso, so large that the ray of every labelled pixel meets its box.
 
-Conventions. Boxes are `[2, 3]`, minimum and maximum corner, metres: the head's in head space (it moves with the head), the torso's (with the neck) in person space.
-Pixels are continuous, v downwards; labels are uint8 `[H, W]`. A pixel's place is taken where its ray meets a plane through the middle of the body part: z = 0 in
-head space for the head (the widest part of a skull), z = TORSO_PLANE in person space for the torso.
+Conventions. Boxes are `[2, 3]`, minimum and maximum corner, metres: the head's in head space (it moves with the head),
+the torso's (with the neck) in person space. Pixels are continuous, v downwards; labels are uint8 `[H, W]`. A pixel's
+place is taken where its ray meets a plane through the middle of the body part: z = 0 in head space for the head (the
+widest part of a skull), z = TORSO_PLANE in person space for the torso.
 """
 
 from typing import Callable, Iterable, Tuple
@@ -49,7 +50,9 @@ def pixel_rays(pixels: Float[np.ndarray, "n 2"], camera: Camera) -> Tuple[np.nda
     return camera.camera_to_person[:, 3], local @ camera.camera_to_person[:, :3].T
 
 
-def on_plane(origin: Float[np.ndarray, "3"], directions: Float[np.ndarray, "n 3"], z: float) -> Float[np.ndarray, "n 2"]:
+def on_plane(
+    origin: Float[np.ndarray, "3"], directions: Float[np.ndarray, "n 3"], z: float
+) -> Float[np.ndarray, "n 2"]:
     """x and y where rays meet the plane of that z."""
     distance = (z - origin[2]) / directions[:, 2]
     return origin[:2] + distance[:, None] * directions[:, :2]
@@ -73,7 +76,7 @@ def body_boxes(
     rotations = Rotation.from_rotvec(head_pose[:, :3]).as_matrix()
     head_low, head_high = shape[:, :2].min(axis=0), shape[:, :2].max(axis=0)
     torso_low, torso_high = np.array([-0.05, -0.05]), np.array([0.05, 0.0])
-    for index, (label, rotation, translation) in enumerate(zip(labels, rotations, head_pose[:, 3:])):
+    for index, (label, rotation, translation) in enumerate(zip(labels, rotations, head_pose[:, 3:], strict=True)):
         head = outline(label == HEAD)
         if len(head):
             origin, directions = pixel_rays(head, camera)
@@ -82,7 +85,10 @@ def body_boxes(
         torso = outline((label == TORSO) | (label == NECK))
         if len(torso):
             places = on_plane(*pixel_rays(torso, camera), TORSO_PLANE)
-            torso_low, torso_high = np.minimum(torso_low, places.min(axis=0)), np.maximum(torso_high, places.max(axis=0))
+            torso_low, torso_high = (
+                np.minimum(torso_low, places.min(axis=0)),
+                np.maximum(torso_high, places.max(axis=0)),
+            )
         progress((index + 1) / len(head_pose))
     front = float(shape[:, 2].max()) + HEAD_FRONT_MARGIN
     head_box = np.array([[*(head_low - HEAD_MARGIN), HEAD_BACK], [*(head_high + HEAD_MARGIN), front]])

@@ -1,7 +1,8 @@
 """Any video in, frames at a constant 25 a second out, without an intermediate file.
 
-Conventions. Output frame k is what the video shows at the middle of its interval, (k + 0.5) / fps seconds after the first picture: timestamps decide, so odd,
-variable and wrong nominal rates all come out in time with the sound. Frames are uint8 RGB `[H, W, 3]`, turned upright where the file says how.
+Conventions. Output frame k is what the video shows at the middle of its interval, (k + 0.5) / fps seconds after the
+first picture: timestamps decide, so odd, variable and wrong nominal rates all come out in time with the sound. Frames
+are uint8 RGB `[H, W, 3]`, turned upright where the file says how.
 """
 
 from dataclasses import dataclass
@@ -81,7 +82,9 @@ def _decoding(decoder: Iterator[av.VideoFrame], path: Path) -> Iterator[tuple]:
     try:
         yield from enumerate(decoder)
     except av.FFmpegError as error:
-        raise DialogueError(f"{path} is damaged and cannot be decoded to its end ({error}); convert it and try again.") from error
+        raise DialogueError(
+            f"{path} is damaged and cannot be decoded to its end ({error}); convert it and try again."
+        ) from error
 
 
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
@@ -126,9 +129,10 @@ def probe(path: Path, fps: float = FPS) -> SourceVideo:
     pick = resample_by_time(times, fps, last_duration or 1.0 / nominal)
     if len(pick) < MIN_FRAMES:
         raise DialogueError(
-            f"{path} has {len(times)} frame(s), {len(pick)} at {fps:g} a second: give a video of at least {MIN_FRAMES} frames (better, half a minute)."
+            f"{path} has {len(times)} frame(s), {len(pick)} at {fps:g} a second: give a video of at least {MIN_FRAMES} "
+            "frames (better, half a minute)."
         )
-    turns = int(round(getattr(first, "rotation", 0) / 90)) % 4
+    turns = round(getattr(first, "rotation", 0) / 90) % 4
     width, height = (context.height, context.width) if turns % 2 else (context.width, context.height)
     span = times[-1] - times[0]
     source_fps = (len(times) - 1) / span if span > 0 else nominal
@@ -146,6 +150,6 @@ def resample_by_time(
         last_duration: how long the last picture stays (seconds).
     """
     duration = times[-1] - times[0] + last_duration
-    middles = (np.arange(max(int(round(duration * fps)), 1)) + 0.5) / fps
+    middles = (np.arange(max(round(duration * fps), 1)) + 0.5) / fps
     # Containers round times to their tick (often 1 ms), which must not push a middle across a picture's edge.
     return np.clip(np.searchsorted(times - times[0], middles + 1e-4, side="right") - 1, 0, len(times) - 1)

@@ -1,7 +1,10 @@
-"""What a face does besides turning: expression in the shared basis, the personal residual, blink, gaze and mouth opening.
+"""What a face does besides turning: expression in the shared basis, the personal residual, blink, gaze and mouth
+opening.
 
-Conventions. `T` frames, `E` expressions, `G` identity modes. All are measured against the person's own neutral face N (head space, metres) at known head
-poses: landmark pixels ≈ π(R (N + B_exp F_exp) + t). *Frontal* positions `[T, 478, 2]` are landmarks carried back along their rays to the depth their neutral
+Conventions. `T` frames, `E` expressions, `G` identity modes. All are measured against the person's own neutral face N
+(head space, metres) at known head
+poses: landmark pixels ≈ π(R (N + B_exp F_exp) + t). *Frontal* positions `[T, 478, 2]` are landmarks carried back along
+their rays to the depth their neutral
 position has in head space, in metres: what a camera in front of the face, and moving with it, would see.
 """
 
@@ -44,8 +47,8 @@ EXPRESSION_PRIOR = 0.6
 """Standard deviation of a coefficient before any frame is seen."""
 
 EXPRESSION_NOISE = 0.004
-"""Standard deviation (metres) with which one landmark tells about the expression. It is far above a landmark's own noise because neighbouring landmarks err
-together and because no authored field is exactly a face's."""
+"""Standard deviation (metres) with which one landmark tells about the expression. It is far above a landmark's own
+noise because neighbouring landmarks err together and because no authored field is exactly a face's."""
 
 EXPRESSION_SMOOTHING = 0.25
 """Weight of second differences; light, since lips close within three frames."""
@@ -81,7 +84,8 @@ class FaceMotion:
 
 @lru_cache(maxsize=1)
 def landmark_weights() -> Float[np.ndarray, " 478"]:
-    """How much each landmark tells about the expression: lips and brows most, the silhouette little, lids and irises nothing."""
+    """How much each landmark tells about the expression: lips and brows most, the silhouette little, lids and irises
+    nothing."""
     weights = np.full(478, 0.4)
     weights[mean_face()[:, 1] < -0.03] = 0.7
     weights[list(FACE_OVAL)] = 0.25
@@ -93,7 +97,9 @@ def landmark_weights() -> Float[np.ndarray, " 478"]:
     return weights
 
 
-def fit_geometry(shape: Float[np.ndarray, "478 3"], basis: ExpressionBasis, prior: float = 1.5) -> Float[np.ndarray, " num_geometry"]:
+def fit_geometry(
+    shape: Float[np.ndarray, "478 3"], basis: ExpressionBasis, prior: float = 1.5
+) -> Float[np.ndarray, " num_geometry"]:
     """F_geo of a neutral shape: least squares with coefficients of standard deviation `prior` and 2 mm a landmark."""
     design = basis.geometry.reshape(len(basis.geometry), -1).T / 0.002
     target = (shape - basis.mean).reshape(-1) / 0.002
@@ -136,7 +142,8 @@ def bounded_least_squares(
 def fit_expression(
     points: Float[np.ndarray, "num_frames 478 2"], head: HeadTrack, basis: ExpressionBasis, chunk: int = 200
 ) -> Float[np.ndarray, "num_frames num_expressions"]:
-    """F_exp of every frame by itself: regularised least squares in the image, linear in the displacement, bounded to [0, EXPRESSION_MAX]."""
+    """F_exp of every frame by itself: regularised least squares in the image, linear in the displacement, bounded to
+    [0, EXPRESSION_MAX]."""
     weights = landmark_weights()
     fields = np.moveaxis(basis.expression, 0, -1)
     result = np.empty((len(points), len(basis.expression)))
@@ -149,7 +156,10 @@ def fit_expression(
         jacobian = projection_jacobian(posed, head.focal) @ rotations[:, None] / per_metre[:, None, None, None]
         design = (jacobian @ fields).reshape(len(posed), 478 * 2, -1)
         predicted = np.stack(
-            [head.center[0] - head.focal * posed[..., 0] / posed[..., 2], head.center[1] + head.focal * posed[..., 1] / posed[..., 2]],
+            [
+                head.center[0] - head.focal * posed[..., 0] / posed[..., 2],
+                head.center[1] + head.focal * posed[..., 1] / posed[..., 2],
+            ],
             axis=-1,
         )
         residual = ((points[part] - predicted) / per_metre[:, None, None]).reshape(len(posed), 478 * 2, 1)
@@ -162,7 +172,8 @@ def fit_expression(
 def personal_residual(
     left_over: Float[np.ndarray, "num_frames 478 2"], num_components: int
 ) -> tuple[Float[np.ndarray, "num_frames k"], Float[np.ndarray, "k 478 2"]]:
-    """Weighted PCA of what the shared basis leaves: scores in standard deviations of the first component, and what one of them means in metres."""
+    """Weighted PCA of what the shared basis leaves: scores in standard deviations of the first component, and what one
+    of them means in metres."""
     weights = np.sqrt(landmark_weights())[:, None]
     flat = ((left_over - left_over.mean(axis=0)) * weights).reshape(len(left_over), -1)
     values, vectors = np.linalg.eigh(flat.T @ flat / len(flat))
@@ -187,13 +198,14 @@ def eye_aspect_ratio(points: Float[np.ndarray, "num_frames 478 2"]) -> Float[np.
 def blink_from_ratio(ratio: Float[np.ndarray, "num_frames 2"], fps: float) -> Float[np.ndarray, "num_frames 2"]:
     """Lid closure 0 … 1 from the eye aspect ratio.
 
-    An eye is open at the 75th percentile of the four seconds around (which follows slow changes, such as looking down) and closed at the least the clip shows,
-    held between 15 % and 50 % of open: a clip without a blink does not turn noise into blinks, and one with weak blinks still shows them. A median over three
-    frames removes single outliers, such as a lid mistaken for the rim of glasses; a blink lasts four frames or more.
+    An eye is open at the 75th percentile of the four seconds around (which follows slow changes, such as looking down)
+    and closed at the least the clip shows, held between 15 % and 50 % of open: a clip without a blink does not turn
+    noise into blinks, and one with weak blinks still shows them. A median over three frames removes single outliers,
+    such as a lid mistaken for the rim of glasses; a blink lasts four frames or more.
     """
 
     blink = np.empty_like(ratio)
-    window = max(int(round(4 * fps)) | 1, 3)
+    window = max(round(4 * fps) | 1, 3)
     for eye in range(2):
         values = median_filter(ratio[:, eye], size=3, mode="nearest")
         typical = np.percentile(values, 75)
@@ -211,12 +223,16 @@ def gaze_from_irises(
 ) -> Float[np.ndarray, "num_frames 2 2"]:
     """(yaw, pitch) of the left and right eye in radians, from each iris's place between the corners.
 
-    Two assumptions, since neither eyeball centre nor camera side is known: the eyes are mirror images (each one's own sideways offset is removed, their common
-    one is not), and the median gaze is level with the head. Frames with closed lids are bridged.
+    Two assumptions, since neither eyeball centre nor camera side is known: the eyes are mirror images (each one's own
+    sideways offset is removed, their common one is not), and the median gaze is level with the head. Frames with closed
+    lids are bridged.
     """
     centers = eye_centers(frontal)
     irises = np.stack([frontal[:, LEFT_IRIS[0]], frontal[:, RIGHT_IRIS[0]]], axis=1)
-    axes = np.stack([frontal[:, a] - frontal[:, b] for a, b in ((EYE_CORNERS[0][1], EYE_CORNERS[0][0]), EYE_CORNERS[1][::-1])], axis=1)
+    axes = np.stack(
+        [frontal[:, a] - frontal[:, b] for a, b in ((EYE_CORNERS[0][1], EYE_CORNERS[0][0]), EYE_CORNERS[1][::-1])],
+        axis=1,
+    )
     axes /= np.linalg.norm(axes, axis=-1, keepdims=True)
     offset = irises - centers
     along = (offset * axes).sum(axis=-1)

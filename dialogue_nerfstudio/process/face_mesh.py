@@ -1,13 +1,15 @@
 """The one place that knows MediaPipe: face detection, face mesh and selfie segmentation, loaded when first used.
 
-Conventions. Pictures are uint8 RGB `[H, W, 3]`. Pixel coordinates are continuous, x to the right and y down, with the centre of the top left pixel at
-(0.5, 0.5). The mesh has 478 landmarks: 468 of the canonical face mesh and five for each iris.
+Conventions. Pictures are uint8 RGB `[H, W, 3]`. Pixel coordinates are continuous, x to the right and y down, with the
+centre of the top left pixel at (0.5, 0.5). The mesh has 478 landmarks: 468 of the canonical face mesh and five for each
+iris.
 """
 
 import importlib
 import os
 import sys
 import tempfile
+import threading
 from contextlib import contextmanager
 from typing import Any, Iterator, Optional, Tuple
 
@@ -29,8 +31,9 @@ def require_mediapipe() -> Any:
     """
     if sys.version_info >= (3, 12):
         raise DialogueError(
-            f"Processing a video needs mediapipe 0.10.9, which exists for Python 3.10 and 3.11 only, and this is Python {sys.version_info[0]}."
-            f"{sys.version_info[1]}: process it with Python 3.11 ({INSTALL_COMMAND}); everything else works here on the folder it writes."
+            "Processing a video needs mediapipe 0.10.9, which exists for Python 3.10 and 3.11 only, and this is Python "
+            f"{sys.version_info[0]}.{sys.version_info[1]}: process it with Python 3.11 ({INSTALL_COMMAND}); "
+            "everything else works here on the folder it writes."
         )
     # MediaPipe's graphs log through glog and TensorFlow Lite; both read these before they first speak.
     os.environ.setdefault("GLOG_minloglevel", "2")
@@ -40,16 +43,26 @@ def require_mediapipe() -> Any:
             return importlib.import_module("mediapipe.python.solutions")
     except ImportError as error:
         raise DialogueError(
-            f"Processing a video needs mediapipe, which cannot be imported here ({error}): install it with `{INSTALL_COMMAND}`."
+            f"Processing a video needs mediapipe, which cannot be imported here ({error}): "
+            f"install it with `{INSTALL_COMMAND}`."
         ) from error
+
+
+_STDERR_LOCK = threading.RLock()
 
 
 @contextmanager
 def quiet_stderr() -> Iterator[None]:
     """Holds back what C++ code prints to the process's standard error, and prints it after all if the block fails.
 
-    TensorFlow Lite announces its CPU delegate for every graph with no switch to turn that off.
+    TensorFlow Lite announces its CPU delegate for every graph with no switch to turn that off. One thread at a time:
+    the descriptor is the process's.
     """
+    with _STDERR_LOCK:
+        yield from _held_stderr()
+
+
+def _held_stderr() -> Iterator[None]:
     sys.stderr.flush()
     saved = os.dup(2)
     with tempfile.TemporaryFile() as held:

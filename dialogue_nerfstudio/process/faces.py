@@ -1,6 +1,7 @@
 """Finds the people of a video and cuts one fixed square crop for each, clamped to the panel they sit in.
 
-Conventions. Boxes and crops are (x0, y0, x1, y1) in pixels of the upright source picture, x to the right, y down; a crop's numbers are whole. A *panel* is the
+Conventions. Boxes and crops are (x0, y0, x1, y1) in pixels of the upright source picture, x to the right, y down; a
+crop's numbers are whole. A *panel* is the
 part of the picture one camera fills: a conference video has several, side by side or on a black canvas.
 """
 
@@ -63,7 +64,8 @@ def box_size(box: Float[np.ndarray, " 4"]) -> float:
 def overlapping_tiles(width: int, height: int, count: int = 3) -> Int[np.ndarray, "num_tiles 4"]:
     """The whole picture and, where it is not nearly square, `count` overlapping squares along its longer side.
 
-    The detector sees 192×192 pixels, so that a face of a wide picture is small in it and two faces hide each other less in squares.
+    The detector sees 192×192 pixels, so that a face of a wide picture is small in it and two faces hide each other less
+    in squares.
     """
     whole = [(0, 0, width, height)]
     side = min(width, height)
@@ -102,7 +104,8 @@ def suppress_duplicates(faces: Float[np.ndarray, "n 5"]) -> Float[np.ndarray, "m
 
 
 def associate(detections: Sequence[Tuple[int, Float[np.ndarray, "n 5"]]]) -> List[FaceTrack]:
-    """Links detections to tracks by position: a face moves less than one box between looks, and people do not swap seats.
+    """Links detections to tracks by position: a face moves less than one box between looks, and people do not swap
+    seats.
 
     Args:
         detections: (frame, faces) in order of time.
@@ -141,7 +144,8 @@ def choose_people(
     Args:
         tracks: what `associate` found.
         num_looks: in how many frames faces were looked for.
-        num_people: how many to return; None takes every steady face at least 0.6 times the size of the largest, which leaves out insets and pictures on the
+        num_people: how many to return; None takes every steady face at least 0.6 times the size of the largest, which
+            leaves out insets and pictures on the
             wall.
         where: the video, for the messages.
         steady: the part of the looks in which a person's face must have been found.
@@ -153,13 +157,15 @@ def choose_people(
     if not people:
         seen = max((len(t.frames) for t in tracks), default=0)
         detail = f"the best was seen in {seen} of {num_looks} looks" if seen else "none was seen at all"
-        raise DialogueError(f"{where} shows no face for most of its length ({detail}): give a video that shows the people's faces.")
+        raise DialogueError(
+            f"{where} shows no face for most of its length ({detail}): give a video that shows the people's faces."
+        )
     if num_people is None:
         people = [t for t in people if t.size >= 0.6 * people[0].size]
     elif len(people) < num_people:
         raise DialogueError(
-            f"{where} shows {len(people)} face(s) for most of its length, and {num_people} people were asked for: give the right number of people or "
-            "another video."
+            f"{where} shows {len(people)} face(s) for most of its length, and {num_people} people were asked for: "
+            "give the right number of people or another video."
         )
     return sorted(people[:num_people], key=lambda t: t.center[0])
 
@@ -167,7 +173,8 @@ def choose_people(
 class PanelFinder:
     """Gathers what a static layout shows over some frames: black canvas, and straight borders that never move.
 
-    Borders are edges one pixel wide that run the whole height of a panel; a door frame or a shelf in a room is blurrier or interrupted by the person.
+    Borders are edges one pixel wide that run the whole height of a panel; a door frame or a shelf in a room is blurrier
+    or interrupted by the person.
     """
 
     def __init__(self, height: int, width: int):
@@ -184,12 +191,11 @@ class PanelFinder:
         """Pixels that were black in every frame."""
         return self._brightest <= BLACK
 
-    def panel(
-        self, box: Float[np.ndarray, " 4"], others: Sequence[Float[np.ndarray, " 4"]]
-    ) -> Int[np.ndarray, " 4"]:
+    def panel(self, box: Float[np.ndarray, " 4"], others: Sequence[Float[np.ndarray, " 4"]]) -> Int[np.ndarray, " 4"]:
         """The panel around a face box, given the other faces' boxes.
 
-        From the face outwards the panel ends where a row or column is canvas, at a static border, or half way to another face.
+        From the face outwards the panel ends where a row or column is canvas, at a static border, or half way to
+        another face.
         """
         height, width = self._brightest.shape
         x, y = (int(v) for v in np.clip(_middle(box), 0, (width - 1, height - 1)))
@@ -269,7 +275,7 @@ def find_people(
     finder = PanelFinder(source.height, source.width)
     detections, looks = [], list(range(0, source.num_frames, DETECTION_STEP))
     with FaceDetector() as detector:
-        for frame, image in zip(looks, source.frames(step=DETECTION_STEP)):
+        for frame, image in zip(looks, source.frames(step=DETECTION_STEP), strict=True):
             if (frame // DETECTION_STEP) % max(len(looks) // 12, 1) == 0:
                 finder.add(image)
             small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
@@ -305,7 +311,7 @@ def write_crops(
         DialogueError: the source is damaged, or the disk is full.
     """
     for index, image in enumerate(source.frames(stop=num_frames)):
-        for (x0, y0, x1, y1), size, writer in zip(crops, sizes, writers):
+        for (x0, y0, x1, y1), size, writer in zip(crops, sizes, writers, strict=True):
             piece = image[y0:y1, x0:x1]
             if size != piece.shape[0]:
                 # Area averaging shrinks without aliasing, Lanczos enlarges sharply.

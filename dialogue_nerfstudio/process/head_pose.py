@@ -1,10 +1,12 @@
 """From landmarks to the person's own rigid shape, a metric head pose per frame, and a camera.
 
-Conventions. `T` frames, `K` keyframes, `N` landmarks. The camera looks along −z with y up (nerfstudio's axes): a point x_cam projects to u = cx − f·x/z,
-v = cy + f·y/z, in pixels with v downwards. A pose (R, t) takes head space to camera space, x_cam = R x_head + t, metres; R is a matrix `[..., 3, 3]`. The
-recipe is the measured one: Procrustes mean of the mesh's own depth → orientation to the symmetry plane → bundle adjustment of shape and poses over keyframes →
-pose of every frame against the fixed shape → second-difference smoothing. The focal length is not observable from a face and stays fixed; the scale comes
-from the distance between the eyes.
+Conventions. `T` frames, `K` keyframes, `N` landmarks. The camera looks along −z with y up (nerfstudio's axes): a point
+x_cam projects to u = cx − f·x/z, v = cy + f·y/z, in pixels with v downwards. A pose (R, t) takes head space to camera
+space, x_cam = R x_head + t, metres; R is a matrix `[..., 3, 3]`. The
+recipe is the measured one: Procrustes mean of the mesh's own depth → orientation to the symmetry plane → bundle
+adjustment of shape and poses over keyframes → pose of every frame against the fixed shape → second-difference
+smoothing. The focal length is not observable from a face and stays fixed; the scale comes from the distance between the
+eyes.
 """
 
 from dataclasses import dataclass
@@ -36,8 +38,8 @@ LANDMARK_NOISE = 1.5
 """Standard deviation of a landmark, pixels. Above what is seen (0.4–0.9), because neighbours err together."""
 
 SHAPE_PRIOR = 0.006
-"""How far (metres) a landmark may plausibly lie from the start of the bundle adjustment. Where the head hardly turns, relief is not observable and stays
-typical; without this, real clips of calm speakers come out 20 % too deep."""
+"""How far (metres) a landmark may plausibly lie from the start of the bundle adjustment. Where the head hardly turns,
+relief is not observable and stays typical; without this, real clips of calm speakers come out 20 % too deep."""
 
 HUBER = 2.0
 """Residuals beyond this many standard deviations count linearly."""
@@ -62,7 +64,8 @@ def rigid_landmarks() -> Int[np.ndarray, " num_rigid"]:
 
 
 def typical_depth(shape: Float[np.ndarray, "478 3"], rigid: Int[np.ndarray, " r"]) -> Float[np.ndarray, "478 3"]:
-    """Stretches a head-space shape along z until its relief is the mean face's; the mesh's own depth is flatter than faces are, by about a tenth."""
+    """Stretches a head-space shape along z until its relief is the mean face's; the mesh's own depth is flatter than
+    faces are, by about a tenth."""
     own, mean = shape[rigid, 2] - shape[rigid, 2].mean(), mean_face()[rigid, 2] - mean_face()[rigid, 2].mean()
     stretch = np.sqrt((mean**2).sum() / (own**2).sum())
     pivot = HEAD_ORIGIN_FROM_EYES[2]
@@ -159,12 +162,17 @@ def own_depth_shapes(track: LandmarkTrack, center: Tuple[float, float]) -> Float
 
 
 def procrustes_mean(
-    shapes: Float[np.ndarray, "num_frames n 3"], reference: Float[np.ndarray, "n 3"], rigid: Int[np.ndarray, " r"], rounds: int = 3
+    shapes: Float[np.ndarray, "num_frames n 3"],
+    reference: Float[np.ndarray, "n 3"],
+    rigid: Int[np.ndarray, " r"],
+    rounds: int = 3,
 ) -> Float[np.ndarray, "n 3"]:
     """The median of all shapes after each is aligned to it by its rigid landmarks; size and pose of `reference`."""
     mean = reference
     for _ in range(rounds):
-        scale, rotation, translation = fit_similarity(shapes[:, rigid], np.broadcast_to(mean[rigid], shapes[:, rigid].shape))
+        scale, rotation, translation = fit_similarity(
+            shapes[:, rigid], np.broadcast_to(mean[rigid], shapes[:, rigid].shape)
+        )
         aligned = scale[:, None, None] * shapes @ np.swapaxes(rotation, 1, 2) + translation[:, None]
         scale, rotation, translation = fit_similarity(np.median(aligned, axis=0)[rigid], reference[rigid])
         mean = scale * np.median(aligned, axis=0) @ rotation.T + translation
@@ -174,7 +182,8 @@ def procrustes_mean(
 def to_head_space(
     shape: Float[np.ndarray, "478 3"], ipd: float, rigid: Int[np.ndarray, " r"]
 ) -> Tuple[np.ndarray, float, np.ndarray, np.ndarray]:
-    """Turns a shape upright and gives it size and origin: its symmetry plane becomes x = 0, its pitch follows the mean face.
+    """Turns a shape upright and gives it size and origin: its symmetry plane becomes x = 0, its pitch follows the mean
+    face.
 
     Returns:
         The shape in head space, and scale, rotation and translation that lead there: new = s R old + t.
@@ -182,7 +191,8 @@ def to_head_space(
     _, rotation, _ = fit_similarity(shape[rigid], mean_face()[rigid])
     for _ in range(3):
         turned = shape @ rotation.T
-        # A shape turned by (rx, ry, rz) differs from its mirror image by (0, −2 ry, −2 rz): half of that makes it symmetric.
+        # A shape turned by (rx, ry, rz) differs from its mirror image by (0, −2 ry, −2 rz): half of that makes it
+        # symmetric.
         _, onto_mirror, _ = fit_similarity(turned[rigid], mirror(turned)[rigid])
         half = Rotation.from_matrix(onto_mirror).as_rotvec() / 2
         rotation = Rotation.from_rotvec(half).as_matrix() @ rotation
@@ -217,9 +227,7 @@ def initial_poses(
     """Poses by aligning the metric shape to each frame's own-depth shape, as if seen without perspective."""
     scale, rotation, translation = fit_similarity(np.broadcast_to(shape, shapes.shape), shapes)
     distance = focal / scale
-    return rotation, np.stack(
-        [translation[:, 0] / scale, translation[:, 1] / scale, -distance], axis=1
-    )
+    return rotation, np.stack([translation[:, 0] / scale, translation[:, 1] / scale, -distance], axis=1)
 
 
 def bundle_adjust(
@@ -233,7 +241,8 @@ def bundle_adjust(
 ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Refines shape and poses together by robust Levenberg–Marquardt with the Schur complement on the points.
 
-    A weak prior (SHAPE_PRIOR) holds the shape near where it started, which also fixes the free choice of space and scale.
+    A weak prior (SHAPE_PRIOR) holds the shape near where it started, which also fixes the free choice of space and
+    scale.
 
     Returns:
         shape `[n, 3]`, rotations `[k, 3, 3]`, translations `[k, 3]`.
@@ -359,7 +368,8 @@ def smooth_rotations(
 
 
 def rotation_jitter(rotations: Float[np.ndarray, "num_frames 3 3"]) -> float:
-    """Frame-to-frame noise in degrees: the robust standard deviation of second differences over √6, root mean square of the three axes.
+    """Frame-to-frame noise in degrees: the robust standard deviation of second differences over √6, root mean square of
+    the three axes.
 
     White noise of standard deviation s gives s; smooth motion gives nearly nothing.
     """
@@ -379,7 +389,8 @@ def triangulate_neutral(
     focal: float,
     center: Tuple[float, float],
 ) -> Float[np.ndarray, "478 3"]:
-    """The static position of every landmark that best explains the weighted frames, near `prior` where they do not tell (depth)."""
+    """The static position of every landmark that best explains the weighted frames, near `prior` where they do not tell
+    (depth)."""
     shape = prior
     # Frames repeat each other's errors: all of them together know a point about as well as 20 independent ones would.
     information = 20.0 / np.maximum(weights.sum(axis=0), 1e-9)
@@ -397,12 +408,14 @@ def triangulate_neutral(
 
 
 def neutral_weights(track: LandmarkTrack) -> Float[np.ndarray, "num_frames 478"]:
-    """Which frames show each landmark at rest: the mouth nearly closed for the lower face, the eyes open for the upper one."""
+    """Which frames show each landmark at rest: the mouth nearly closed for the lower face, the eyes open for the upper
+    one."""
     points = track.points.astype(np.float64)
     span = np.linalg.norm(np.diff(eye_centers(points), axis=1)[:, 0], axis=1)
     gap = np.linalg.norm(points[:, 13] - points[:, 14], axis=1) / span
     opening = (
-        np.linalg.norm(points[:, 386] - points[:, 374], axis=1) + np.linalg.norm(points[:, 159] - points[:, 145], axis=1)
+        np.linalg.norm(points[:, 386] - points[:, 374], axis=1)
+        + np.linalg.norm(points[:, 159] - points[:, 145], axis=1)
     ) / span
     seen = track.visible
     closed = seen & (gap <= np.quantile(gap[seen], 0.4))
@@ -412,7 +425,12 @@ def neutral_weights(track: LandmarkTrack) -> Float[np.ndarray, "num_frames 478"]
 
 
 def track_head(
-    track: LandmarkTrack, width: int, height: int, focal: Optional[float] = None, ipd: float = 0.063, num_keyframes: int = NUM_KEYFRAMES
+    track: LandmarkTrack,
+    width: int,
+    height: int,
+    focal: Optional[float] = None,
+    ipd: float = 0.063,
+    num_keyframes: int = NUM_KEYFRAMES,
 ) -> HeadTrack:
     """The whole recipe for one person.
 

@@ -1,8 +1,9 @@
 """Which pixels are background, torso, neck and head, frame by frame.
 
-Conventions. Pictures are uint8 RGB `[H, W, 3]`, label maps uint8 `[H, W]` of BACKGROUND, TORSO, NECK and HEAD. A person's silhouette comes from selfie
-segmentation of the crop; the parts are cut from it along the face mesh: the head is what lies above the jaw's contour and, beside the face, above the ear lobes;
-the neck is a band below the jaw. Image axes of the face: `right` points along the eyes to the picture's right, `down` across them.
+Conventions. Pictures are uint8 RGB `[H, W, 3]`, label maps uint8 `[H, W]` of BACKGROUND, TORSO, NECK and HEAD. A
+person's silhouette comes from selfie segmentation of the crop; the parts are cut from it along the face mesh: the head
+is what lies above the jaw's contour and, beside the face, above the ear lobes; the neck is a band below the jaw. Image
+axes of the face: `right` points along the eyes to the picture's right, `down` across them.
 """
 
 from typing import Callable, Iterable, Tuple
@@ -26,7 +27,10 @@ LOBE_LEFT, LOBE_RIGHT = JAW_LINE.index(132), JAW_LINE.index(361)
 
 
 def guided_filter(
-    guide: Float32[np.ndarray, "height width"], mask: Float32[np.ndarray, "height width"], radius: int, epsilon: float = 1e-3
+    guide: Float32[np.ndarray, "height width"],
+    mask: Float32[np.ndarray, "height width"],
+    radius: int,
+    epsilon: float = 1e-3,
 ) -> Float32[np.ndarray, "height width"]:
     """Snaps a soft mask to the edges of a grey picture of 0 … 1 (He, Sun & Tang 2010, eq. 5, 6 and 8)."""
     window = (2 * radius + 1, 2 * radius + 1)
@@ -94,14 +98,22 @@ def head_polygon(landmarks: Float[np.ndarray, "478 2"], reach: float) -> Float[n
     # Lobes hang a little below the landmarks at their height.
     lobes = jaw[[-1, 0]] + JAW_MARGIN * span * down
     up = -reach * down
-    corners = [lobes[0], lobes[0] + reach * right, lobes[0] + reach * right + up, lobes[1] - reach * right + up, lobes[1] - reach * right, lobes[1]]
+    corners = [
+        lobes[0],
+        lobes[0] + reach * right,
+        lobes[0] + reach * right + up,
+        lobes[1] - reach * right + up,
+        lobes[1] - reach * right,
+        lobes[1],
+    ]
     return np.concatenate([jaw, corners])
 
 
 def neck_polygon(landmarks: Float[np.ndarray, "478 2"]) -> Float[np.ndarray, "n 2"]:
     """The band under the head: from the ear lobes inwards to below the jaw, NECK_LENGTH past the chin.
 
-    It reaches behind the jaw's contour, so what shows of the neck beside the jaw is neck, too; the head is drawn over it.
+    It reaches behind the jaw's contour, so what shows of the neck beside the jaw is neck, too; the head is drawn over
+    it.
     """
     _, down, _ = face_axes(landmarks)
     jaw = jaw_contour(landmarks)
@@ -142,6 +154,6 @@ def write_labels(
         DialogueError: the disk is full.
     """
     with PersonSegmenter() as segmenter:
-        for index, (frame, points) in enumerate(zip(frames, landmarks)):
+        for index, (frame, points) in enumerate(zip(frames, landmarks, strict=True)):
             writer.write(part_labels(person_mask(frame, segmenter(frame), points), points))
             progress((index + 1) / len(landmarks))

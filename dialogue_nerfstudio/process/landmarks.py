@@ -1,7 +1,7 @@
 """The face mesh of one person's crop, frame by frame, with short losses bridged and long ones refused.
 
-Conventions. `T` frames; landmarks are pixels of the crop (x right, y down, continuous: the first pixel's centre is 0.5), `depth` is the mesh's own depth in
-pixels, larger nearer to the camera, with an offset of its own in every frame.
+Conventions. `T` frames; landmarks are pixels of the crop (x right, y down, continuous: the first pixel's centre is
+0.5), `depth` is the mesh's own depth in pixels, larger nearer to the camera, with an offset of its own in every frame.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ def track_landmarks(
 def lost_runs(visible: Bool[np.ndarray, " num_frames"]) -> List[Tuple[int, int]]:
     """The runs [start, stop) of frames without a face."""
     edges = np.diff(np.concatenate([[False], ~visible, [False]]).astype(np.int8))
-    return list(zip(np.flatnonzero(edges == 1).tolist(), np.flatnonzero(edges == -1).tolist()))
+    return list(zip(np.flatnonzero(edges == 1).tolist(), np.flatnonzero(edges == -1).tolist(), strict=True))
 
 
 def require_face(
@@ -57,17 +57,24 @@ def require_face(
         DialogueError: naming the file, the participant and the frames.
     """
     if not visible.any():
-        raise DialogueError(f"{where}: the face mesh never found the face of participant {participant}: give a larger or a sharper view of that face.")
+        raise DialogueError(
+            f"{where}: the face mesh never found the face of participant {participant}: "
+            "give a larger or a sharper view of that face."
+        )
     longest = max(lost_runs(visible), key=lambda run: run[1] - run[0], default=(0, 0))
     if (longest[1] - longest[0]) / fps > max_lost_seconds:
         raise DialogueError(
-            f"{where}: the face of participant {participant} is lost from frame {longest[0]} to {longest[1] - 1} ({longest[0] / fps:.1f}–{longest[1] / fps:.1f} s): "
-            f"cut that part out, or allow it with max_lost_seconds above {max_lost_seconds:g}."
+            f"{where}: the face of participant {participant} is lost from frame {longest[0]} to {longest[1] - 1} "
+            f"({longest[0] / fps:.1f}–{longest[1] / fps:.1f} s): cut that part out, or allow it with max_lost_seconds "
+            f"above {max_lost_seconds:g}."
         )
 
 
-def fill_gaps(values: Float[np.ndarray, "num_frames *dims"], visible: Bool[np.ndarray, " num_frames"]) -> np.ndarray:
-    """Replaces the frames that are not visible by linear interpolation between their neighbours (the nearest one at either end)."""
+def fill_gaps(
+    values: Float[np.ndarray, "num_frames *dims"],  # noqa: F821
+    visible: Bool[np.ndarray, " num_frames"],
+) -> Float[np.ndarray, "num_frames *dims"]:  # noqa: F821
+    """Replaces frames that are not visible by interpolation between their neighbours (at either end, the nearest)."""
     if visible.all():
         return values
     known = np.flatnonzero(visible)

@@ -12,12 +12,16 @@
     voices       who speaks when                                      (diarization)
     roles        which face each voice belongs to                     (voices)
 
-Every stage leaves files and a stamp (see `stages`); conversation.json comes last. Frames are streamed: memory does not grow with the length of the video.
+Every stage leaves files and a stamp (see `stages`); conversation.json comes last. Frames are streamed: memory does not
+grow with the length of the video.
 """
 
+import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
@@ -46,6 +50,9 @@ from dialogue_nerfstudio.process.stages import Progress, StageRunner, source_fin
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts")
 """What counts as a video when a folder of them is given."""
+
+MAX_WORKERS = 4
+"""Most participants worked on at once."""
 
 WORK_FOLDER = ".process"
 """Stamps and what only later stages read."""
@@ -123,7 +130,8 @@ def _check_options(config: ProcessConfig, paths: Sequence[Path]) -> None:
         raise DialogueError(f"num_people must be at least 1, not {config.num_people}.")
     if len(paths) > 1 and config.num_people not in (None, len(paths)):
         raise DialogueError(
-            f"{len(paths)} videos are one a person, but {config.num_people} people were asked for: give one video of everybody or leave num_people out."
+            f"{len(paths)} videos are one a person, but {config.num_people} people were asked for: "
+            "give one video of everybody or leave num_people out."
         )
     if config.size is not None and (config.size < 64 or config.size % 2):
         raise DialogueError(f"size must be an even number of at least 64 pixels, not {config.size}.")
@@ -131,8 +139,20 @@ def _check_options(config: ProcessConfig, paths: Sequence[Path]) -> None:
         raise DialogueError(f"focal must be a positive number of pixels, not {config.focal}.")
     if not 0.03 < config.ipd < 0.1:
         raise DialogueError(f"ipd is the distance between the pupils in metres, about 0.063, not {config.ipd}.")
+    if not 0.0 < config.eval_fraction < 1.0:
+        raise DialogueError(f"eval_fraction must lie between 0 and 1, not {config.eval_fraction}.")
+    for name in config.names:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise DialogueError(
+                f"The name '{name}' may hold only letters, digits, _ and -: it names files and speakers."
+            )
+    if len(set(config.names)) != len(config.names):
+        raise DialogueError(f"The names {', '.join(config.names)} must differ from each other.")
     if config.rttm is not None and not Path(config.rttm).is_file():
-        raise DialogueError(f"There is no file {config.rttm}: give the path of an RTTM file, or leave it out to have the speakers found.")
+        raise DialogueError(
+            f"There is no file {config.rttm}: give the path of an RTTM file, or leave it out to have the speakers "
+            "found."
+        )
 
 
 def _check_output(output: Path) -> None:
@@ -159,7 +179,9 @@ class _Processing:
 
     def run(self) -> Conversation:
         runner, config = self.runner, self.config
-        runner.run("people", self.find_people, [self.work("people_found.json")], options={"num_people": config.num_people})
+        runner.run(
+            "people", self.find_people, [self.work("people_found.json")], options={"num_people": config.num_people}
+        )
         self.people = read_json(self.work("people_found.json"))
         self.ids = self.participant_ids()
         given_roles = self.given_roles()
@@ -193,7 +215,12 @@ class _Processing:
             needs=["head"],
             options={"num_residuals": config.num_residuals, "basis": expression_basis().hash},
         )
-        runner.run("labels", self.for_each_person(self.write_labels), [self.person(i, "labels.mkv") for i in each], needs=["landmarks"])
+        runner.run(
+            "labels",
+            self.for_each_person(self.write_labels),
+            [self.person(i, "labels.mkv") for i in each],
+            needs=["landmarks"],
+        )
         runner.run(
             "background",
             self.for_each_person(self.write_background),
@@ -201,7 +228,10 @@ class _Processing:
             needs=["labels"],
         )
         runner.run(
-            "boxes", self.for_each_person(self.measure_boxes), [self.work(f"{i}_boxes.npz") for i in each], needs=["labels", "head"]
+            "boxes",
+            self.for_each_person(self.measure_boxes),
+            [self.work(f"{i}_boxes.npz") for i in each],
+            needs=["labels", "head"],
         )
         runner.run(
             "audio",
@@ -210,9 +240,14 @@ class _Processing:
             options={"num_frames": self.num_frames},
         )
         if given_roles is None:
-            runner.run("voices", self.find_voices, [self.work("voices.rttm")], needs=["audio"], options={"people": len(each)})
             runner.run(
-                "roles", self.assign_roles, [self.work("roles.rttm"), self.work("roles_found.json")], needs=["voices", "expression"]
+                "voices", self.find_voices, [self.work("voices.rttm")], needs=["audio"], options={"people": len(each)}
+            )
+            runner.run(
+                "roles",
+                self.assign_roles,
+                [self.work("roles.rttm"), self.work("roles_found.json")],
+                needs=["voices", "expression"],
             )
             segments = read_rttm(self.work("roles.rttm"))
         else:
@@ -241,9 +276,10 @@ class _Processing:
     def participant_ids(self) -> List[str]:
         names = list(self.config.names) or [f"p{index}" for index in range(len(self.people))]
         if len(names) != len(self.people):
-            raise DialogueError(f"{len(names)} name(s) were given ({', '.join(names)}) for {len(self.people)} people found: give one for each.")
-        if len(set(names)) != len(names):
-            raise DialogueError(f"The names {', '.join(names)} must differ from each other.")
+            raise DialogueError(
+                f"{len(names)} name(s) were given ({', '.join(names)}) for {len(self.people)} people found: "
+                "give one for each."
+            )
         return names
 
     def given_roles(self) -> Optional[List[SpeechSegment]]:
@@ -259,26 +295,41 @@ class _Processing:
 
     def write_crops(self, progress: Callable[[float], None]) -> None:
         for index, source in enumerate(self.sources):
-            mine = [(i, person) for i, person in zip(self.ids, self.people) if person["source"] == index]
+            mine = [(i, person) for i, person in zip(self.ids, self.people, strict=True) if person["source"] == index]
             crops = [np.array(person["crop"]) for _, person in mine]
             sizes = [crop_size(crop, self.config.size) for crop in crops]
             with ExitStack() as stack:
                 writers = [
                     stack.enter_context(VideoWriter(self.person(i, "video.mp4"), FPS, size, size))
-                    for (i, _), size in zip(mine, sizes)
+                    for (i, _), size in zip(mine, sizes, strict=True)
                 ]
                 write_crops(
-                    source, crops, sizes, writers, self.num_frames, lambda f, i=index: progress((i + f) / len(self.sources))
+                    source,
+                    crops,
+                    sizes,
+                    writers,
+                    self.num_frames,
+                    lambda f, i=index: progress((i + f) / len(self.sources)),
                 )
 
-    # One person at a time.
+    # For each person.
 
     def for_each_person(
         self, work: Callable[[str, Callable[[float], None]], None]
     ) -> Callable[[Callable[[float], None]], None]:
+        """`work` for every participant, side by side: the networks and the codecs run outside Python's lock."""
+
         def run(progress: Callable[[float], None]) -> None:
-            for index, participant in enumerate(self.ids):
-                work(participant, lambda f, i=index: progress((i + f) / len(self.ids)))
+            fractions = dict.fromkeys(self.ids, 0.0)
+
+            def report(participant: str, fraction: float) -> None:
+                fractions[participant] = fraction
+                progress(sum(fractions.values()) / len(fractions))
+
+            with ThreadPoolExecutor(max_workers=min(len(self.ids), MAX_WORKERS)) as pool:
+                jobs = [pool.submit(work, participant, partial(report, participant)) for participant in self.ids]
+                for job in jobs:
+                    job.result()
 
         return run
 
@@ -369,9 +420,9 @@ class _Processing:
                 write_labels(reader.iterate(), self.landmarks(participant).points, writer, progress)
 
     def write_background(self, participant: str, progress: Callable[[float], None]) -> None:
-        with FrameReader(self.person(participant, "video.mp4")) as frames:
-            with LabelReader(self.person(participant, "labels.mkv")) as labels:
-                plate, _ = background_plate(frames, labels, progress)
+        video, maps = self.person(participant, "video.mp4"), self.person(participant, "labels.mkv")
+        with FrameReader(video) as frames, LabelReader(maps) as labels:
+            plate, _ = background_plate(frames, labels, progress)
         with atomic_path(self.person(participant, "background.png")) as temporary:
             Image.fromarray(plate).save(temporary)
 
@@ -389,7 +440,7 @@ class _Processing:
     def write_audio(self, progress: Callable[[float], None]) -> None:
         from dialogue_nerfstudio.process.audio_features import AUDIO_FEATURES, load_audio, save_wav
 
-        length = int(round(self.num_frames / FPS * SAMPLE_RATE))
+        length = round(self.num_frames / FPS * SAMPLE_RATE)
         tracks = []
         for source in self.sources:
             track = load_audio(source.path)[:length]
@@ -399,7 +450,7 @@ class _Processing:
         mix = mix / max(1.0, float(np.abs(mix).max())) if len(tracks) > 1 else mix
         save_wav(self.output / "audio.wav", mix)
         if len(tracks) > 1:
-            for person, participant in zip(self.people, self.ids):
+            for person, participant in zip(self.people, self.ids, strict=True):
                 save_wav(self.output / "audio" / f"{participant}.wav", tracks[person["source"]])
         for index, (name, extractor) in enumerate(AUDIO_FEATURES.items()):
             features = extractor(mix, SAMPLE_RATE, self.num_frames, FPS)
@@ -437,7 +488,7 @@ class _Processing:
     def finish(self, segments: List[SpeechSegment]) -> Conversation:
         train, evaluation = split_frames(self.num_frames, self.config.eval_fraction)
         participants = []
-        for participant, person in zip(self.ids, self.people):
+        for participant, person in zip(self.ids, self.people, strict=True):
             head, size = self.head(participant)
             boxes = read_npz(self.work(f"{participant}_boxes.npz"))
             source = self.sources[person["source"]]

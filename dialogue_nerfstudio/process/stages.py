@@ -1,8 +1,10 @@
-"""Runs stages that remember being finished: the same inputs and options are not worked on twice, a half-written stage is.
+"""Runs stages that remember being finished: the same inputs and options are not worked on twice, a half-written stage
+is.
 
-Conventions. A stage writes files under one root folder, each atomically. After its last file it leaves a stamp, `<work>/<stage>.json`, with its fingerprint and
-the sizes of its outputs. The stage is finished if that stamp is there, the fingerprint is the one asked for, and every output still has its size. The
-fingerprint covers the source files (path, size, time of change), the stage's options and version, and the fingerprints of the stages it builds on.
+Conventions. A stage writes files under one root folder, each atomically. After its last file it leaves a stamp,
+`<work>/<stage>.json`, with its fingerprint and the sizes of its outputs. The stage is finished if that stamp is there,
+the fingerprint is the one asked for, and every output still has its size. The fingerprint covers the source files
+(path, size, time of change), the stage's options and version, and the fingerprints of the stages it builds on.
 """
 
 import hashlib
@@ -36,7 +38,12 @@ class StageRunner:
     """
 
     def __init__(
-        self, root: Path, work: Path, sources: List[List[Any]], progress: Optional[Progress] = None, result: str = "conversation.json"
+        self,
+        root: Path,
+        work: Path,
+        sources: List[List[Any]],
+        progress: Optional[Progress] = None,
+        result: str = "conversation.json",
     ):
         self.root, self.work, self._sources, self._progress = Path(root), Path(work), sources, progress
         self._result = self.root / result

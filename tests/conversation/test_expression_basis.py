@@ -52,9 +52,7 @@ def test_right_is_the_mirror_image_of_left(basis, name):
     np.testing.assert_allclose(eb.mirror(_field(basis, name)), right, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in EXPRESSION_NAMES if not n.endswith(("_left", "_right"))] + ["geometry"]
-)
+@pytest.mark.parametrize("name", [n for n in EXPRESSION_NAMES if not n.endswith(("_left", "_right"))] + ["geometry"])
 def test_fields_of_both_sides_are_symmetric(basis, name):
     field = basis.geometry if name == "geometry" else _field(basis, name)
     np.testing.assert_allclose(eb.mirror(field), field, atol=1e-6)

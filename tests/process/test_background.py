@@ -51,13 +51,18 @@ def test_nothing_known_and_everything_known():
     assert (background.fill_unseen(picture, np.ones((7, 9), bool)) == picture).all()
     one = np.zeros((7, 9), bool)
     one[3, 3] = True
-    np.testing.assert_allclose(background.fill_unseen(picture, one), np.broadcast_to(picture[3, 3], (7, 9, 3)), atol=1e-5)
+    np.testing.assert_allclose(
+        background.fill_unseen(picture, one), np.broadcast_to(picture[3, 3], (7, 9, 3)), atol=1e-5
+    )
 
 
 def test_plate_from_files(tmp_path):
     plate, frames, labels = _scene()
-    with VideoWriter(tmp_path / "video.mp4", 25.0, 64, 64) as video, LabelWriter(tmp_path / "labels.mkv", 25.0, 64, 64) as maps:
-        for frame, label in zip(frames, labels):
+    with (
+        VideoWriter(tmp_path / "video.mp4", 25.0, 64, 64) as video,
+        LabelWriter(tmp_path / "labels.mkv", 25.0, 64, 64) as maps,
+    ):
+        for frame, label in zip(frames, labels, strict=True):
             video.write(frame)
             maps.write(label)
     with FrameReader(tmp_path / "video.mp4") as video, LabelReader(tmp_path / "labels.mkv") as maps:

@@ -11,22 +11,33 @@ from dialogue_nerfstudio.process import boxes
 from dialogue_nerfstudio.process.head_pose import project
 
 SIZE = 128
-CAMERA = Camera(SIZE, SIZE, 2.0 * SIZE, SIZE / 2, SIZE / 2, np.concatenate([np.eye(3), [[0.0], [-0.02], [0.9]]], axis=1))
+CAMERA = Camera(
+    SIZE, SIZE, 2.0 * SIZE, SIZE / 2, SIZE / 2, np.concatenate([np.eye(3), [[0.0], [-0.02], [0.9]]], axis=1)
+)
 
 
 def _clip(num_frames: int = 20):
     """A head that turns and shifts above shoulders, and its label maps."""
     t = np.arange(num_frames) / 25
     pose = np.stack(
-        [0.2 * np.sin(3 * t), 0.4 * np.sin(2 * t), 0.2 * np.sin(4 * t), 0.03 * np.sin(2 * t), 0.02 * np.cos(3 * t), 0 * t],
+        [
+            0.2 * np.sin(3 * t),
+            0.4 * np.sin(2 * t),
+            0.2 * np.sin(4 * t),
+            0.03 * np.sin(2 * t),
+            0.02 * np.cos(3 * t),
+            0 * t,
+        ],
         axis=1,
     )
     maps = []
-    for rotvec, shift in zip(pose[:, :3], pose[:, 3:]):
+    for rotvec, shift in zip(pose[:, :3], pose[:, 3:], strict=True):
         label = np.zeros((SIZE, SIZE), np.uint8)
         cv2.ellipse(label, (64, 130), (60, 40), 0, 0, 360, TORSO, -1)
         rotation = Rotation.from_rotvec(rotvec).as_matrix()
-        center = project(np.zeros((1, 3)), rotation, shift - CAMERA.camera_to_person[:, 3], CAMERA.focal, (64.0, 64.0))[0]
+        center = project(np.zeros((1, 3)), rotation, shift - CAMERA.camera_to_person[:, 3], CAMERA.focal, (64.0, 64.0))[
+            0
+        ]
         u, v = center.round().astype(int).tolist()
         cv2.rectangle(label, (u - 10, v), (u + 10, v + 50), NECK, -1)
         cv2.ellipse(label, (u, v), (24, 34), 0, 0, 360, HEAD, -1)
@@ -43,7 +54,7 @@ def _hits(origins, directions, box) -> np.ndarray:
 def test_every_labelled_pixel_s_ray_meets_its_box():
     maps, pose = _clip()
     head_box, torso_box = boxes.body_boxes(maps, pose, CAMERA, mean_face())
-    for label, frame in zip(maps, pose):
+    for label, frame in zip(maps, pose, strict=True):
         rotation = Rotation.from_rotvec(frame[:3]).as_matrix()
         for values, in_head in (((HEAD,), True), ((NECK, TORSO), False)):
             v, u = np.nonzero(np.isin(label, values))

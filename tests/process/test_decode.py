@@ -78,7 +78,7 @@ def test_no_file(tmp_path: Path):
 def test_not_a_video(tmp_path: Path):
     path = tmp_path / "text.mp4"
     path.write_text("this is no video" * 100)
-    with pytest.raises(DialogueError, match="text.mp4 is not a video"):
+    with pytest.raises(DialogueError, match=r"text\.mp4 is not a video"):
         probe(path)
 
 

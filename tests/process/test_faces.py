@@ -147,7 +147,10 @@ def test_crops_are_even_squares_inside_their_panel(box, panel):
     x0, y0, x1, y1 = faces.square_crop(box[:4], np.array(panel))
     assert x1 - x0 == y1 - y0 and (x1 - x0) % 2 == 0
     assert panel[0] <= x0 and panel[1] <= y0 and x1 <= panel[2] and y1 <= panel[3]
-    assert x1 - x0 >= min(2 * faces.CROP_HALF_SIZE * faces.box_size(box[:4]), min(panel[2] - panel[0], panel[3] - panel[1])) - 2
+    assert (
+        x1 - x0
+        >= min(2 * faces.CROP_HALF_SIZE * faces.box_size(box[:4]), min(panel[2] - panel[0], panel[3] - panel[1])) - 2
+    )
 
 
 def test_crops_show_the_shoulders_and_the_hair():
@@ -157,7 +160,9 @@ def test_crops_show_the_shoulders_and_the_hair():
 
 
 def test_a_face_that_nearly_fills_its_panel_gets_all_of_it():
-    np.testing.assert_array_equal(faces.square_crop(_face(250, 240, 180)[:4], np.array([0, 0, 512, 512])), [0, 0, 512, 512])
+    np.testing.assert_array_equal(
+        faces.square_crop(_face(250, 240, 180)[:4], np.array([0, 0, 512, 512])), [0, 0, 512, 512]
+    )
 
 
 def test_crop_size():

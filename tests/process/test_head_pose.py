@@ -30,7 +30,9 @@ def test_rotations_are_recovered_within_half_a_degree(person, tracked):
     error = rotation_difference(person.rotations, _pitch_aligned(person.rotations, tracked.rotations))
     assert np.median(error) < 0.3
     assert error.max() < 0.9
-    constant = (Rotation.from_matrix(tracked.rotations).inv() * Rotation.from_matrix(person.rotations)).mean().as_rotvec()
+    constant = (
+        (Rotation.from_matrix(tracked.rotations).inv() * Rotation.from_matrix(person.rotations)).mean().as_rotvec()
+    )
     assert np.degrees(np.abs(constant[1:])).max() < 0.5, "yaw and roll are fixed by the symmetry"
     assert np.degrees(abs(constant[0])) < 4.0, "pitch follows the mean face"
 

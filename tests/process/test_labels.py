@@ -63,7 +63,11 @@ def test_head_reaches_just_below_the_jaw():
     parts = labels.part_labels(np.ones((SIZE, SIZE), bool), landmarks)
     column = parts[:, int(landmarks[152, 0])]
     last = np.flatnonzero(column == HEAD)[-1]
-    assert landmarks[152, 1] + 0.5 * labels.JAW_MARGIN * span - 1 <= last <= landmarks[152, 1] + 2 * labels.JAW_MARGIN * span + 1
+    assert (
+        landmarks[152, 1] + 0.5 * labels.JAW_MARGIN * span - 1
+        <= last
+        <= landmarks[152, 1] + 2 * labels.JAW_MARGIN * span + 1
+    )
 
 
 def test_the_whole_jaw_line_is_head():

@@ -1,4 +1,5 @@
-"""The whole of process on synthetic people, with the neural networks replaced by what they would ideally say; and bad input.
+"""The whole of process on synthetic people, with the neural networks replaced by what they would ideally say; and bad
+input.
 
 Where the clips of the project's authors are at hand, the real networks run, too (marked `shared`).
 """
@@ -28,9 +29,12 @@ def people():
 
 
 def _picture(person, index: int, number: int) -> np.ndarray:
-    """A flat drawing of the person; squares in its top left corner say, and their negatives below, which person and frame it is."""
+    """A flat drawing of the person; squares in its top left corner say, and their negatives below, which person and
+    frame it is."""
     x = np.linspace(70, 120, SIZE)
-    image = np.stack([np.tile(x, (SIZE, 1)), np.tile(x[:, None], (1, SIZE)), np.full((SIZE, SIZE), 90 + 40 * number)], -1)
+    image = np.stack(
+        [np.tile(x, (SIZE, 1)), np.tile(x[:, None], (1, SIZE)), np.full((SIZE, SIZE), 90 + 40 * number)], -1
+    )
     image = image.astype(np.uint8)
     chin, brow = person.points[index, 152], person.points[index, 10]
     center, height = (chin + brow) / 2, np.linalg.norm(chin - brow)
@@ -150,7 +154,7 @@ def test_people_are_cut_apart_at_their_border(conversation):
 
 
 def test_poses_and_expressions_are_the_true_ones(conversation, people):
-    for participant, person in zip(conversation.participants, people):
+    for participant, person in zip(conversation.participants, people, strict=True):
         rotations = Rotation.from_rotvec(participant.motion.head_pose[:, :3]).as_matrix()
         constant = (Rotation.from_matrix(rotations).inv() * Rotation.from_matrix(person.rotations)).mean()
         error = rotation_difference(person.rotations, (Rotation.from_matrix(rotations) * constant).as_matrix())
@@ -186,9 +190,18 @@ def test_summary_has_the_figures(conversation):
         assert figures["lost_frames"] == 0
         assert 0 < figures["reprojection_rmse_px"] < 1.0
         assert 0 <= figures["speaking_share"] <= 1
-    assert {"people", "crops", "landmarks", "head", "expression", "labels", "background", "boxes", "audio", "total"} <= set(
-        summary["seconds"]
-    )
+    assert {
+        "people",
+        "crops",
+        "landmarks",
+        "head",
+        "expression",
+        "labels",
+        "background",
+        "boxes",
+        "audio",
+        "total",
+    } <= set(summary["seconds"])
 
 
 def test_a_second_run_runs_no_stage(chat, video):
@@ -227,7 +240,9 @@ def test_a_killed_run_goes_on_where_it_stopped(ideal_networks, video, tmp_path, 
 
 def test_progress_tells_every_stage(ideal_networks, video, tmp_path):
     seen = {}
-    process_video([video], tmp_path / "chat", ProcessConfig(), lambda stage, done, total: seen.update({stage: done / total}))
+    process_video(
+        [video], tmp_path / "chat", ProcessConfig(), lambda stage, done, total: seen.update({stage: done / total})
+    )
     assert len(seen) >= 10 and set(seen.values()) == {1.0}
 
 
@@ -296,6 +311,8 @@ def test_a_folder_that_holds_something_else_is_left_alone(ideal_networks, video,
         (ProcessConfig(ipd=63.0), "metres"),
         (ProcessConfig(names=("ann",)), "1 name"),
         (ProcessConfig(names=("ann", "ann")), "differ"),
+        (ProcessConfig(names=("an/n", "bob")), "letters"),
+        (ProcessConfig(eval_fraction=1.0), "eval_fraction"),
         (ProcessConfig(rttm=Path("none.rttm")), "none.rttm"),
     ],
 )

@@ -43,7 +43,7 @@ def test_a_second_run_runs_nothing(stages):
 
 
 def test_a_stage_that_was_killed_runs_again_and_earlier_ones_do_not(stages):
-    root, first, second = stages
+    _root, first, second = stages
     second.fail = True
     with pytest.raises(KeyboardInterrupt):
         _run(*stages)
@@ -64,7 +64,7 @@ def test_another_input_runs_everything(stages):
 
 
 def test_a_missing_or_changed_output_is_made_again(stages):
-    root, first, second = stages
+    _root, first, second = stages
     _run(*stages)
     second.path.unlink()
     assert _run(*stages).ran == ["second"]
@@ -82,7 +82,7 @@ def test_a_torn_stamp_counts_as_unfinished(stages):
 
 
 def test_the_result_disappears_before_anything_is_redone(stages):
-    root, first, second = stages
+    root, _first, second = stages
     _run(*stages)
     (root / "conversation.json").write_text("{}")
     _run(*stages)
@@ -103,7 +103,10 @@ def test_a_stage_must_write_what_it_promised(tmp_path):
 def test_progress_names_the_stage_and_ends_at_one(stages):
     calls = []
     _run(*stages, progress=lambda *call: calls.append(call))
-    assert calls == [("first", 0.0, 1.0), ("first", 0.5, 1.0), ("first", 1.0, 1.0)] + [
+    assert calls == [
+        ("first", 0.0, 1.0),
+        ("first", 0.5, 1.0),
+        ("first", 1.0, 1.0),
         ("second", 0.0, 1.0),
         ("second", 0.5, 1.0),
         ("second", 1.0, 1.0),
