@@ -81,7 +81,7 @@ class DialogueModelConfig(ModelConfig):
     termination_threshold: float = 1e-2
     """While rendering, torso samples of which less than this can be seen past the head are not evaluated."""
     light_threshold: float = 3e-2
-    """Transmittance under which light counts as gone; cells that light does not reach in training are culled."""
+    """Compositing weight under which a sample counts as dark; cells behind the last lit sample of every ray are culled."""
     occupancy: OccupancyGridConfig = field(default_factory=lambda: OccupancyGridConfig(updates_to_forget=12))
     """Which cells of a box are evaluated at all."""
     occupancy_interval: int = 16
@@ -91,7 +91,7 @@ class DialogueModelConfig(ModelConfig):
     """Squared colour error: DFA-NeRF equation 11, DialogueNeRF section 4.2."""
     mask_coefficient: float = 1e-3
     """Cross entropy of head and torso opacity against the labels, so that neither explains the other: this project's."""
-    spread_coefficient: float = 0.1
+    spread_coefficient: float = 0.2
     """Variance, in m², of the depth that a ray sees, so that surfaces are thin and what lies behind them can be culled: a
     simpler form of Mip-NeRF 360's distortion loss."""
     entropy_coefficient: float = 1e-4
@@ -347,7 +347,13 @@ class DialogueModel(Model):
             perturb=self.training,
         )
         if self.training:
-            marched.mark_visible(sources)
+            reach = marched.light_reach(self.config.light_threshold)
+            for source in sources:
+                source.occupancy.mark_visible(source.origins, source.directions, reach)
+            regularised["spread"] = sum(
+                (weights * (samples.t - marched.composite.depth.detach()[samples.rays]).square()).sum()
+                for samples, weights in zip(marched.samples, marched.composite.weights)
+            ) / len(origins)
         seen = marched.composite
         remaining = 1.0 - seen.accumulation
         return {
@@ -581,10 +587,14 @@ class DialogueModel(Model):
             conditions = self.conditions(participant, frame, self.config.drive)
             head, torso = self.head_occupancy[participant], self.torso_occupancy[participant]
             signal, et = conditions.signal, conditions.et
-            head.update(lambda points: self.head_field.density(points, participant, signal, [len(points)])[0])
-            torso.update(lambda points: self.torso_field.density(points, participant, et, [len(points)])[0])
-            head.occupied &= self.head_hull[participant]
-            torso.occupied &= self.torso_hull[participant]
+            head.update(
+                lambda points: self.head_field.density(points, participant, signal, [len(points)])[0],
+                within=self.head_hull[participant],
+            )
+            torso.update(
+                lambda points: self.torso_field.density(points, participant, et, [len(points)])[0],
+                within=self.torso_hull[participant],
+            )
 
     def get_metrics_dict(self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor]) -> Dict[str, Tensor]:
         error = F.mse_loss(outputs["rgb"].detach(), batch["image"].to(self.device))
