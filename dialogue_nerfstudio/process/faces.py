@@ -103,7 +103,7 @@ def suppress_duplicates(faces: Float[np.ndarray, "n 5"]) -> Float[np.ndarray, "m
     return np.array(kept).reshape(-1, 5)
 
 
-def associate(detections: Sequence[Tuple[int, Float[np.ndarray, "n 5"]]]) -> List[FaceTrack]:
+def associate(detections: Sequence[Tuple[int, Float[np.ndarray, "_ 5"]]]) -> List[FaceTrack]:
     """Links detections to tracks by position: a face moves less than one box between looks, and people do not swap
     seats.
 
