@@ -33,6 +33,10 @@ from dialogue_nerfstudio.conversation.expression_basis import (
 from dialogue_nerfstudio.process.landmarks import LandmarkTrack
 
 NUM_KEYFRAMES = 40
+"""Frames of the bundle adjustment."""
+
+NUM_SHAPE_FRAMES = 600
+"""Most frames from which a person's own shape is averaged; more would cost memory and tell nothing new."""
 
 LANDMARK_NOISE = 1.5
 """Standard deviation of a landmark, pixels. Above what is seen (0.4–0.9), because neighbours err together."""
@@ -314,9 +318,26 @@ def fit_poses(
     focal: float,
     center: Tuple[float, float],
     translation_only: bool = False,
+    chunk: int = 500,
+) -> Tuple[Float[np.ndarray, "num_frames 3 3"], Float[np.ndarray, "num_frames 3"]]:
+    """Pose of every frame against a fixed shape: robust Gauss–Newton, `chunk` frames at once to bound the memory."""
+    fitted = [
+        _fit_poses_at_once(points[part], shape, rotations[part], translations[part], focal, center, translation_only)
+        for part in (slice(start, start + chunk) for start in range(0, len(points), chunk))
+    ]
+    return np.concatenate([pose[0] for pose in fitted]), np.concatenate([pose[1] for pose in fitted])
+
+
+def _fit_poses_at_once(
+    points: Float[np.ndarray, "num_frames n 2"],
+    shape: Float[np.ndarray, "n 3"],
+    rotations: Float[np.ndarray, "num_frames 3 3"],
+    translations: Float[np.ndarray, "num_frames 3"],
+    focal: float,
+    center: Tuple[float, float],
+    translation_only: bool,
     iterations: int = 8,
 ) -> Tuple[Float[np.ndarray, "num_frames 3 3"], Float[np.ndarray, "num_frames 3"]]:
-    """Pose of every frame against a fixed shape: robust Gauss–Newton on all frames at once."""
     for _ in range(iterations):
         turned = shape @ np.swapaxes(rotations, 1, 2)
         residual = (points - project(shape, rotations, translations, focal, center)) / LANDMARK_NOISE
@@ -445,10 +466,12 @@ def track_head(
     center = (width / 2.0, height / 2.0)
     rigid = rigid_landmarks()
     seen = np.flatnonzero(track.visible)
+    some = seen[np.unique(np.linspace(0, len(seen) - 1, NUM_SHAPE_FRAMES).round().astype(int))]
     solids = own_depth_shapes(track, center)
-    mean = procrustes_mean(solids[seen], mean_face(), rigid)
+    mean = procrustes_mean(solids[some], mean_face(), rigid)
     shape = typical_depth(to_head_space(mean, ipd, rigid)[0], rigid)
     rotations, translations = initial_poses(solids[:, rigid], shape[rigid], focal)
+    del solids
 
     points = track.points.astype(np.float64)
     keyframes = choose_keyframes(rotations, seen, num_keyframes)
@@ -461,7 +484,9 @@ def track_head(
     scale, turn, shift = fit_similarity(shape[rigid], rigid_shape)
     corrected = scale * shape @ turn.T + shift
     corrected[rigid] = rigid_shape
-    neutral = triangulate_neutral(points, neutral_weights(track), corrected, rotations, translations, focal, center)
+    neutral = triangulate_neutral(
+        points[some], neutral_weights(track)[some], corrected, rotations[some], translations[some], focal, center
+    )
     neutral[rigid] = rigid_shape
 
     neutral, scale, turn, shift = to_head_space(neutral, ipd, rigid)
