@@ -1,5 +1,6 @@
 """Bad input is refused with one clear sentence and exit code 2, and nothing is damaged."""
 
+import importlib.util
 import json
 import resource
 import shutil
@@ -22,6 +23,10 @@ from dialogue_nerfstudio.conversation.roles import SpeechSegment, write_rttm
 from dialogue_nerfstudio.conversation.simulate import SimulationConfig, simulate_conversation
 from dialogue_nerfstudio.conversation.video import FrameReader
 
+needs_mediapipe = pytest.mark.skipif(
+    importlib.util.find_spec("mediapipe") is None, reason="process needs mediapipe, and says so before anything else"
+)
+
 
 def no_partial_output(folder: Path) -> None:
     """Neither a finished-looking conversation nor a temporary file."""
@@ -32,17 +37,20 @@ def no_partial_output(folder: Path) -> None:
 # What `process` is given
 
 
+@needs_mediapipe
 def test_no_file(refused, tmp_path):
     refused("process", tmp_path / "none.mp4", "--output", tmp_path / "out", naming=["none.mp4"])
     assert not (tmp_path / "out").exists()
 
 
+@needs_mediapipe
 def test_not_a_video(refused, tmp_path):
     (tmp_path / "letter.mp4").write_text("Dear nerfstudio, this is a letter.\n" * 100)
     refused("process", tmp_path / "letter.mp4", "--output", tmp_path / "out", naming=["letter.mp4"])
     no_partial_output(tmp_path / "out")
 
 
+@needs_mediapipe
 def test_no_audio_track(refused, tmp_path):
     write_video(tmp_path / "silent.mp4", noise_frames(30))
     sentence = refused("process", tmp_path / "silent.mp4", "--output", tmp_path / "out", naming=["silent.mp4"])
@@ -50,14 +58,15 @@ def test_no_audio_track(refused, tmp_path):
     no_partial_output(tmp_path / "out")
 
 
+@needs_mediapipe
 def test_three_frames(refused, tmp_path):
     write_video(tmp_path / "short.mp4", noise_frames(3), audio=tone(3 / 25))
     refused("process", tmp_path / "short.mp4", "--output", tmp_path / "out", naming=["short.mp4", "3 frame"])
     no_partial_output(tmp_path / "out")
 
 
+@needs_mediapipe
 def test_no_face(refused, tmp_path):
-    pytest.importorskip("mediapipe", reason="finding faces needs mediapipe")
     write_video(tmp_path / "noise.mp4", noise_frames(50), audio=tone(2))
     refused("process", tmp_path / "noise.mp4", "--output", tmp_path / "out", naming=["noise.mp4", "no face"])
     no_partial_output(tmp_path / "out")
@@ -282,3 +291,19 @@ def test_a_really_full_disk(tmp_path):
     assert finished.stderr.startswith("Error: ") and "disk is full" in finished.stderr
     assert len(finished.stderr.strip().splitlines()) == 1
     assert "conversation.json" not in finished.stdout and "/." not in finished.stdout
+
+
+def test_processing_without_mediapipe(tmp_path):
+    """On Python 3.12 and later there is none; everything else works there."""
+    write_video(tmp_path / "chat.mp4", noise_frames(30), audio=tone(1.2))
+    script = (
+        "import sys\n"
+        "sys.modules['mediapipe'] = None\n"
+        "from dialogue_nerfstudio.cli.main import main\n"
+        f"sys.exit(main(['process', {str(tmp_path / 'chat.mp4')!r}, '--output', {str(tmp_path / 'out')!r}]))"
+    )
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert finished.returncode == 2
+    (sentence,) = finished.stderr.strip().splitlines()
+    assert sentence.startswith("Error: ") and "mediapipe" in sentence
+    assert not (tmp_path / "out").exists()
