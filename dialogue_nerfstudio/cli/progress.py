@@ -1,5 +1,6 @@
 """A progress display for commands of several stages: a bar over all of them and one for each, with the time left."""
 
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Optional
@@ -13,6 +14,8 @@ OVERALL = "all"
 class StageProgress:
     """Bars that fill as `progress(stage, done, total)` is called by whatever does the work. Use as a context manager.
 
+    Where there is no terminal (a log, a pipe), a line for each finished stage instead.
+
     Args:
         shares: stage → how long it takes relative to the others; there is a bar over all of them, with an estimate of
             the whole time left. Without shares, each stage has only its own.
@@ -20,6 +23,7 @@ class StageProgress:
     """
 
     def __init__(self, shares: Optional[Mapping[str, float]] = None, console: Optional[Console] = None) -> None:
+        self._console = console or Console()
         self._progress = Progress(
             TextColumn("{task.description:<14}"),
             BarColumn(bar_width=30),
@@ -27,10 +31,11 @@ class StageProgress:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            console=console or Console(),
+            console=self._console,
         )
         self._shares = dict(shares or {})
         self._fractions: dict[str, float] = {}
+        self._started: dict[str, float] = {}
         self._tasks = {}
         if self._shares:
             self._tasks[OVERALL] = self._progress.add_task(OVERALL, total=sum(self._shares.values()))
@@ -39,7 +44,11 @@ class StageProgress:
         """Report that `done` of `total` (in any unit) of `stage` is finished."""
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=1.0)
+            self._started[stage] = time.perf_counter()
+        before = self._fractions.get(stage, 0.0)
         self._fractions[stage] = min(1.0, done / total) if total > 0 else 1.0
+        if not self._console.is_terminal and before < 1.0 <= self._fractions[stage]:
+            self._console.print(f"{stage}: {time.perf_counter() - self._started[stage]:.1f} s", highlight=False)
         self._progress.update(self._tasks[stage], completed=self._fractions[stage])
         if self._shares:
             self._progress.update(self._tasks[OVERALL], completed=self.overall)
@@ -50,7 +59,8 @@ class StageProgress:
         return sum(self._shares.get(stage, 0.0) * fraction for stage, fraction in self._fractions.items())
 
     def __enter__(self) -> "StageProgress":
-        self._progress.start()
+        if self._console.is_terminal:
+            self._progress.start()
         return self
 
     def __exit__(
@@ -59,4 +69,5 @@ class StageProgress:
         error: Optional[BaseException],
         traceback: Optional[TracebackType],
     ) -> None:
-        self._progress.stop()
+        if self._console.is_terminal:
+            self._progress.stop()
