@@ -6,7 +6,9 @@ head position; torso space is person space shifted by `TORSO_OFFSET` while the t
 holding a person's proportions after the expression has moved them; `surfaces.py` and `ray_marcher.py` read nothing else.
 """
 
+import hashlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Dict, Tuple, no_type_check
 
 import numba as nb
@@ -45,7 +47,17 @@ _POSED = (
     "gaze_left_x gaze_left_y gaze_left_z gaze_right_x gaze_right_y gaze_right_z "
     "neck_base_x neck_base_y neck_base_z neck_mid_x neck_mid_y neck_mid_z neck_top_x neck_top_y neck_top_z"
 ).split()
-RIG_DTYPE = np.dtype([(name, "f8") for name in (*_SHAPE_DEFAULTS, *_POSED)], align=True)
+def _sources_digest() -> str:
+    """Digest of the kernels' sources.
+
+    Numba's cache notices a change of the file of the function it compiled, not of the files of the functions that one calls; as part of the
+    rig's type the digest makes every kernel compile again when any of them changed.
+    """
+    sources = [Path(__file__).with_name(name).read_bytes() for name in ("surfaces.py", "shading.py", "ray_marcher.py")]
+    return hashlib.sha1(b"".join(sources)).hexdigest()[:12]
+
+
+RIG_DTYPE = np.dtype([(name, "f8") for name in (*_SHAPE_DEFAULTS, *_POSED, f"sources_{_sources_digest()}")], align=True)
 """One person in one pose, as the compiled kernels read it."""
 
 PALETTE_NAMES = ("skin", "blush", "lip", "brow", "iris", "iris_rim", "hair", "hair_light", "cloth", "cloth_alt", "collar", "button")
@@ -193,8 +205,8 @@ def pose_person(person: Person, state: PersonState) -> PosedPerson:
     for name, point in (("base", base), ("mid", middle), ("top", top)):
         for axis, value in zip("xyz", point):
             r[f"neck_{name}_{axis}"] = value
-    for name in RIG_DTYPE.names:
-        rig[name] = r[name]
+    for name, value in r.items():
+        rig[name] = value
     # The lips lie on the skin, wherever this person's is: its depth in the middle, half-way and at the corners fixes their curve.
     middle_z, half_z, corner_z = lip_depths(rig)
     near, far = middle_z - half_z, middle_z - corner_z

@@ -44,7 +44,7 @@ def _skin_color(x, y, z, rig, palette):
     ear = smooth_step(rig.ear_x - 0.004, rig.ear_x + 0.008, ax) * 0.8
     r, g, b = _blend(r, g, b, palette, _BLUSH, rig.blush * min(cheek * 0.75 + nose * 0.5 + ear, 1.0))
     if rig.freckles > 0.0 and z > 0.04:
-        spots = value_noise(x * 520.0 + y * 310.0, y * 520.0 - x * 310.0, seed)
+        spots = value_noise(x * 390.0 + y * 230.0, y * 390.0 - x * 230.0, seed + z * 200.0)
         band = math.exp(-((y + 0.004) / 0.018) ** 2) * smooth_step(0.068, 0.03, ax)
         r, g, b = _blend(r, g, b, palette, _BROW, rig.freckles * band * smooth_step(0.66, 0.95, spots) * 0.60)
     if rig.stubble > 0.0 and z > -0.01:
@@ -66,11 +66,17 @@ def _skin_color(x, y, z, rig, palette):
             line = abs(ax - 0.026 - 0.45 * (-0.024 - y)) - 0.0006
             crease = smooth_step(0.0030, 0.0, line) * smooth_step(-0.058, -0.046, y) * smooth_step(-0.020, -0.030, y)
             r, g, b = r * (1 - 0.16 * fold * crease), g * (1 - 0.22 * fold * crease), b * (1 - 0.22 * fold * crease)
-        if y < 0.0 and y > rig.nose_tip_y - 0.02 and z > 0.075:
+        if y < 0.0 and y > rig.nose_tip_y - 0.02 and z > 0.068 and ax < 0.03:
             ala_y = rig.nose_tip_y - 0.004 + rig.nose_wrinkle
             nostril = sdf.ellipsoid(ax - rig.nose_width * 0.60, y - ala_y + 0.0068, z - rig.nose_tip_z + 0.015, 0.0036, 0.0028, 0.0060)
-            dark = 1.0 - 0.8 * smooth_step(0.0010, -0.0004, nostril)
-            r, g, b = r * dark, g * dark * 0.95, b * dark * 0.95
+            # The crease where a nostril's wing meets the cheek, and the shaded underside of the tip.
+            wing = sdf.ellipsoid(ax - rig.nose_width, y - ala_y, z - rig.nose_tip_z + 0.020, 0.0068, 0.0066, 0.0095)
+            crease = smooth_step(0.0025, 0.0, abs(wing - 0.0015)) * smooth_step(rig.nose_width, rig.nose_width + 0.006, ax)
+            under = smooth_step(rig.nose_tip_y - 0.003, rig.nose_tip_y - 0.010, y) * smooth_step(rig.nose_width + 0.005, rig.nose_width - 0.001, ax)
+            under *= smooth_step(rig.nose_tip_z - 0.024, rig.nose_tip_z - 0.012, z)
+            soft = 1.0 - 0.30 * crease - 0.25 * under
+            dark = soft * (1.0 - 0.8 * smooth_step(0.0010, -0.0004, nostril))
+            r, g, b = r * dark, g * dark * mix(0.94, 1.0, soft), b * dark * mix(0.94, 1.0, soft)
     return r, g, b
 
 
@@ -215,7 +221,7 @@ def shade(x, y, z, distance, dx, dy, dz, hr, ht, tr, tt, rig, palette, known_lab
     norm = 1.0 / max(math.sqrt(nx * nx + ny * ny + nz * nz), 1e-12)
     nx, ny, nz = nx * norm, ny * norm, nz * norm
 
-    gloss, shine, kind = 0.10, 18.0, _FLESH
+    gloss, shine, kind = 0.13, 22.0, _FLESH
     fine = 0.5
     if d_torso < d_head and d_torso < d_neck:
         label = TORSO

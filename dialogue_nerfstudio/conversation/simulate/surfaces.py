@@ -108,8 +108,8 @@ def skin(x: float, y: float, z: float, rig) -> float:
     # A part is only evaluated where its blend can reach: elsewhere the smooth minimum equals what is there already.
     if yr < 0.04:
         d = smooth_min(d, ellipsoid(ax, yr + 0.052, zr - 0.016, rig.jaw_x, 0.043, 0.056), 0.035)
-        if d > 0.06:
-            return d - 0.025
+        if d > 0.08:
+            return d - 0.03
         if yr < 0.0:
             # Jaw angle: from below the ear to the chin.
             d = smooth_min(d, capsule(ax, yr, zr, rig.jaw_corner_x, -0.050, 0.0, 0.022, rig.chin_y + 0.018, 0.054, 0.013, 0.013), 0.03)
@@ -123,9 +123,6 @@ def skin(x: float, y: float, z: float, rig) -> float:
             if yr < 0.01:
                 # The muzzle carries the lips forward.
                 d = smooth_min(d, ellipsoid(ax, yr + 0.046, zr - 0.052, 0.029, 0.026, rig.muzzle_z), 0.024)
-    if d > 0.05:
-        return d - 0.01
-
     if z > 0.02:
         if y > 0.0 and y < 0.08:
             ridge_up = 0.4 * (rig.brow_raise_left if x > 0.0 else rig.brow_raise_right)
@@ -134,9 +131,9 @@ def skin(x: float, y: float, z: float, rig) -> float:
             d = smooth_max(d, -ellipsoid(ax - rig.eye_x - 0.001, y - rig.eye_y, z - rig.eye_z - 0.013, 0.0172, 0.0132, 0.0170), 0.010)
             if y > 0.015 and y < 0.065 and d < 0.02:
                 d -= 0.0016 * smooth_step(0.003, -0.002, brow_offset(x, y, rig))
-        if ax < 0.04 and y < 0.06 and y > -0.05:
+        if ax < 0.06 and y < 0.08 and y > -0.075:
             n = capsule(ax, y, z, 0.0, 0.030, 0.070, 0.0, rig.nose_tip_y + 0.006, rig.nose_tip_z - 0.009, 0.0075, rig.nose_r * 0.9)
-            if y < 0.015:
+            if y < 0.03:
                 n = smooth_min(n, ellipsoid(ax, y - rig.nose_tip_y, z - rig.nose_tip_z + 0.010, rig.nose_r * 1.1, rig.nose_r, 0.0105), 0.008)
                 ala_y = rig.nose_tip_y - 0.004 + rig.nose_wrinkle
                 n = smooth_min(n, ellipsoid(ax - rig.nose_width, y - ala_y, z - rig.nose_tip_z + 0.020, 0.0068, 0.0066, 0.0095), 0.007)
@@ -208,15 +205,15 @@ def lips(x: float, y: float, z: float, rig) -> float:
     over = (abs(s) - abs(c)) * (rig.corner_x_left if s > 0.0 else rig.corner_x_right)
     line, gap, depth = lip_line(c, rig), lip_gap(c, rig), lip_depth(c, rig)
     taper = math.sqrt(max(1.0 - c * c, 0.0))
-    upper = rig.lip_upper * (0.24 + 0.76 * taper)
-    lower = rig.lip_lower * (0.24 + 0.76 * taper)
+    upper = rig.lip_upper * (0.13 + 0.87 * taper)
+    lower = rig.lip_lower * (0.13 + 0.87 * taper)
     # Cupid's bow: the middle of the upper lip dips a little.
     bow = 1.0 - 0.22 * math.exp(-c * c * 40.0) - 0.15 * c * c
     yu = y - line - rig.open_up * gap - upper * 0.80 * bow
     yl = y - line + rig.open_low * gap + lower * 0.85
     zl = z - depth + 0.0075 - 0.0030 * taper
-    du = ellipsoid(over, yu, zl, 0.0022, upper * bow, 0.0075)
-    dl = ellipsoid(over, yl, zl + rig.lower_back, 0.0022, lower, 0.0080)
+    du = ellipsoid(over, yu, zl, 0.0012, upper * bow, 0.0075)
+    dl = ellipsoid(over, yl, zl + rig.lower_back, 0.0012, lower, 0.0080)
     return min(du, dl)
 
 
@@ -326,8 +323,8 @@ def hair(x: float, y: float, z: float, rig) -> float:
     rise = rig.hairline + rig.part_notch * math.exp(-wx * wx * 900.0)
     window = ellipsoid(x, y - rise + 0.088, z - 0.100, rig.window_x, 0.088, 0.088)
     window = min(window, max(ellipsoid(x, y + 0.040, z - 0.085, rig.window_x * rig.window_low, 0.13, rig.window_depth), y - 0.02))
-    # Deep inside the window nothing else matters.
-    if window < -0.015:
+    # So deep inside the window nothing else matters, not even to the occlusion of the skin there.
+    if window < -0.05:
         return -window
     v = rig.hair_volume
     long_hair = rig.hair_length > 0.0
@@ -346,7 +343,7 @@ def hair(x: float, y: float, z: float, rig) -> float:
     if rig.bun > 0.0:
         d = smooth_min(d, ellipsoid(x, y - 0.150, z + 0.055, rig.bun, rig.bun * 0.9, rig.bun), 0.01)
     if d > 0.012:
-        return d
+        return max(d, -window)
     if d > -0.012:
         if rig.curl > 0.0:
             d -= rig.curl * (value_noise(x * 70.0, y * 70.0, z * 70.0) - 0.5) * 2.0
