@@ -144,12 +144,14 @@ def render_video(options: Render, progress: Any) -> dict[str, Any]:
     progress("load", 1, 1)
 
     start = time.perf_counter()
+    # Names, not paths: a video is passed on, and where its maker keeps things is nobody's business.
     provenance = {
         "method": config.method_name,
-        "checkpoint": str(config.load_dir),
+        "run": config.get_base_dir().name,
         "checkpoint_step": config.load_step,
         "participants": participants,
-        "sources": driving.sources,
+        "recordings": list(conversation.provenance.get("inputs", [])),
+        "sources": [Path(source).name for source in driving.sources],
     }
     summary = write_conversation_video(
         options.output,
@@ -170,6 +172,8 @@ def render_video(options: Render, progress: Any) -> dict[str, Any]:
         "height": summary.height,
         "render_seconds": elapsed,
         "frames_per_second_rendered": summary.num_frames / elapsed,
+        "config": str(options.load_config),
+        "sources": driving.sources,
         "provenance": provenance,
     }
 
