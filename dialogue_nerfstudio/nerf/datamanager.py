@@ -127,7 +127,10 @@ class FaceRegions:
 
     @classmethod
     def of(cls, conversation: Conversation, participant_id: str, height: int, width: int) -> "FaceRegions":
-        """The regions of a participant of a recording."""
+        """The regions of a participant of a recording; empty where nothing was tracked (a simulation's truth)."""
+        if not conversation.participant_path(participant_id, "tracking.npz").is_file():
+            frames = conversation.num_frames
+            return cls(np.zeros((frames, 478, 2)), np.zeros(frames, dtype=bool), (1.0, 1.0), height, width)
         tracking = conversation.tracking(participant_id)
         camera = conversation.participant(participant_id).camera
         visible = np.asarray(tracking["visible"], dtype=bool)

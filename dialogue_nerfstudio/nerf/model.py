@@ -621,7 +621,7 @@ class DialogueModel(Model):
 
     @torch.no_grad()
     def get_image_metrics_and_images(
-        self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor]
+        self, outputs: Dict[str, Tensor], batch: Dict[str, Any]
     ) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
         """PSNR and SSIM of the full frame, head, torso and mouth (see metrics/images.py), and pictures for the log."""
         image, rgb = batch["image"].to(self.device), outputs["rgb"].clamp(0.0, 1.0)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Literal, Mapping, Optional, Tuple, Type
+from typing import Any, Dict, Literal, Mapping, Optional, Tuple, Type, Union
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ class DialoguePipeline(VanillaPipeline):
     def __init__(
         self,
         config: DialoguePipelineConfig,
-        device: str,
+        device: Union[torch.device, str],
         test_mode: Literal["test", "val", "inference"] = "val",
         world_size: int = 1,
         local_rank: int = 0,

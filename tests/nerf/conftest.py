@@ -1,13 +1,9 @@
 """A tiny conversation, and a pipeline shrunk to train on it within seconds."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from tiny_conversation import write_tiny_conversation  # noqa: E402
+from tiny_conversation import write_tiny_conversation
 
 
 @pytest.fixture(scope="session")
@@ -46,27 +42,3 @@ def pipeline(small_config):
     from dialogue_nerfstudio.nerf.pipeline import DialoguePipeline
 
     return DialoguePipeline(small_config, device="cpu", test_mode="val")
-
-
-def train(pipeline, steps: int) -> "list[float]":
-    """Photometric losses of a short training."""
-    import torch
-
-    groups = pipeline.get_param_groups()
-    optimizers = [
-        torch.optim.Adam(groups["grids"], lr=6e-2, eps=1e-15),
-        torch.optim.Adam(groups["networks"], lr=5e-3, eps=1e-15),
-    ]
-    losses = []
-    pipeline.train()
-    for step in range(steps):
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        _, loss_dict, _ = pipeline.get_train_loss_dict(step)
-        sum(loss_dict.values()).backward()
-        for optimizer in optimizers:
-            optimizer.step()
-        if step % 16 == 15:
-            pipeline.model.update_occupancy(step)
-        losses.append(float(loss_dict["photometric"]))
-    return losses

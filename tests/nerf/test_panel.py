@@ -1,0 +1,101 @@
+"""The viewer panel: found by nerfstudio, and consistent about which frame is shown."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from dialogue_nerfstudio.nerf.panel import DialoguePanel
+
+
+@pytest.fixture
+def panel():
+    return DialoguePanel(["a", "b"], ("role", "audio"), "role", lambda: 101, 25.0)
+
+
+class Widget:
+    """A viser handle whose callbacks a test can call."""
+
+    def __init__(self, value=None):
+        self.value, self.label = value, ""
+
+    def on_update(self, callback):
+        self.callback = callback
+        return callback
+
+    on_click = on_update
+
+    def set(self, value):
+        self.value = value
+        self.callback(None)
+
+
+class Machine:
+    def __init__(self):
+        self.actions = []
+
+    def action(self, action):
+        self.actions.append(action.action)
+
+
+def attach(panel):
+    widgets = {}
+
+    def add(name, value):
+        widgets[name] = Widget(value)
+        return widgets[name]
+
+    gui = SimpleNamespace(
+        add_slider=lambda name, min, max, step, initial_value: add(name, initial_value),
+        add_dropdown=lambda name, options, initial: add(name, initial),
+        add_button=lambda name: add(name, None),
+    )
+    machine = Machine()
+    viewer = SimpleNamespace(
+        viser_server=SimpleNamespace(
+            gui=gui, scene=SimpleNamespace(set_up_direction=lambda _: None), get_clients=lambda: {0: "client"}
+        ),
+        render_statemachines={0: machine},
+        get_camera_state=lambda client: None,
+        ready=True,
+    )
+    panel._setup(viewer)
+    return widgets, machine
+
+
+def test_without_a_viewer_it_only_holds_state(panel):
+    assert not panel.has_viewer
+    panel._show("move")
+    assert panel.frame_at(0.0) == 0
+
+
+def test_widgets_change_the_state_and_ask_for_a_picture(panel):
+    widgets, machine = attach(panel)
+    widgets["Frame"].set(42)
+    widgets["Participant"].set("b")
+    widgets["Drive"].set("audio")
+    assert (panel.frame, panel.participant, panel.drive) == (42, 1, "audio")
+    assert machine.actions == ["move"] * 3
+
+
+def test_the_newer_of_frame_slider_and_viewer_time_wins(panel):
+    widgets, _ = attach(panel)
+    widgets["Frame"].set(42)
+    assert panel.frame_at(0.0) == 42
+    assert panel.frame_at(0.5) == 50 and widgets["Frame"].value == 50
+    widgets["Frame"].set(7)
+    assert panel.frame_at(0.5) == 7
+    assert panel.frame_at(3.0) == 100
+
+
+def test_a_shorter_timeline_holds_its_last_frame(panel):
+    panel.frame = 80
+    panel._num_frames = lambda: 10
+    assert panel.frame_at(0.0) == 9
+
+
+def test_nerfstudio_finds_the_panel_in_the_pipeline(pipeline):
+    from nerfstudio.viewer.utils import parse_object
+    from nerfstudio.viewer.viewer_elements import ViewerControl
+
+    found = parse_object(pipeline, ViewerControl, "Custom Elements")
+    assert pipeline.model.panel in [element for _, element in found]
