@@ -18,11 +18,12 @@ grow with the length of the video.
 
 import re
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -321,15 +322,23 @@ class _Processing:
 
         def run(progress: Callable[[float], None]) -> None:
             fractions = dict.fromkeys(self.ids, 0.0)
+            stopping = Event()
 
             def report(participant: str, fraction: float) -> None:
+                # Threads cannot be ended from outside: after a failure or Ctrl-C each ends itself at its next frame.
+                if stopping.is_set():
+                    raise CancelledError(f"{participant}: another participant's work failed")
                 fractions[participant] = fraction
                 progress(sum(fractions.values()) / len(fractions))
 
             with ThreadPoolExecutor(max_workers=min(len(self.ids), MAX_WORKERS)) as pool:
                 jobs = [pool.submit(work, participant, partial(report, participant)) for participant in self.ids]
-                for job in jobs:
-                    job.result()
+                try:
+                    for job in as_completed(jobs):
+                        job.result()
+                except BaseException:
+                    stopping.set()
+                    raise
 
         return run
 

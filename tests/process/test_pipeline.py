@@ -287,6 +287,18 @@ def test_a_face_lost_for_seconds(ideal_networks, video, tmp_path):
         process_video([video], tmp_path / "chat", ProcessConfig(num_people=2))
 
 
+def test_one_participant_s_failure_stops_the_others(ideal_networks, video, tmp_path, monkeypatch):
+    def fails_for_the_first(self, participant, progress):
+        if participant == "p0":
+            raise DialogueError("p0 cannot be done")
+        while True:
+            progress(0.5)
+
+    monkeypatch.setattr(pipeline._Processing, "track_landmarks", fails_for_the_first)
+    with pytest.raises(DialogueError, match="p0 cannot be done"):
+        process_video([video], tmp_path / "chat", ProcessConfig(num_people=2))
+
+
 def test_one_face_where_two_are_asked_for(ideal_networks, people, tmp_path):
     pictures = [_picture(people[0], index, 0) for index in range(FRAMES)]
     path = write_video(tmp_path / "one.mp4", pictures, audio=tone(2.4))
