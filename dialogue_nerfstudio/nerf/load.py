@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from dialogue_nerfstudio.conversation import DialogueError
+from dialogue_nerfstudio.nerf.config_reader import read_yaml
 from dialogue_nerfstudio.nerf.pipeline import DialoguePipeline
 from nerfstudio.engine.trainer import TrainerConfig
 
@@ -45,7 +46,7 @@ def read_config(config_path: Path) -> TrainerConfig:
     if not config_path.is_file():
         raise DialogueError(f"{config_path} does not exist; give the config.yml that `ns-train dialogue-nerf` wrote.")
     try:
-        config = yaml.load(config_path.read_text(encoding="utf-8"), Loader=yaml.Loader)
+        config = read_yaml(config_path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DialogueError(f"{config_path} is not a readable config ({error}); train again.") from error
     if not isinstance(config, TrainerConfig) or config.method_name != "dialogue-nerf":

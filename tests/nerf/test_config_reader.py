@@ -1,0 +1,35 @@
+"""Configs come back as they were; a config that would run code is refused before it does."""
+
+import pytest
+import yaml
+
+from dialogue_nerfstudio.nerf.config import method
+from dialogue_nerfstudio.nerf.config_reader import read_yaml
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_our_configs_round_trip(cuda):
+    text = yaml.dump(method(cuda))
+    assert yaml.dump(read_yaml(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!!python/object/apply:os.system ['touch MARK']",
+        "!!python/object/new:subprocess.Popen [['touch', 'MARK']]",
+        "!!python/object/apply:subprocess.run [['touch', 'MARK']]",
+        "!!python/object/apply:nerfstudio.utils.scripts.run_command ['touch MARK']",
+        "!!python/name:os.system",
+        "!!python/name:nerfstudio.utils.scripts.run_command",
+        "!!python/module:antigravity",
+        "!!python/object/apply:builtins.eval ['open(\"MARK\", \"w\")']",
+        "!!python/object/apply:nerfstudio.configs.base_config.MachineConfig []",
+        "!!python/object/new:pathlib.PosixPath {state: !!python/object/apply:os.system ['touch MARK']}",
+    ],
+)
+def test_code_is_refused(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(yaml.YAMLError):
+        read_yaml(text)
+    assert not (tmp_path / "MARK").exists()
