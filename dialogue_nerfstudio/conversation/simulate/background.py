@@ -18,6 +18,7 @@ _SIZE = 768
 Canvas = Float[np.ndarray, "size size 3"]
 
 
+@lru_cache(maxsize=1)
 def _grid() -> Tuple[np.ndarray, np.ndarray]:
     """Coordinates (x right, y up) in metres of every texel."""
     axis = (np.arange(_SIZE) + 0.5) / _SIZE * 2 * BACKGROUND_EXTENT - BACKGROUND_EXTENT
@@ -29,16 +30,24 @@ def _smooth_noise(rng: np.random.Generator, sigma: float) -> np.ndarray:
     return noise / noise.std()
 
 
+def _window_of(x0: float, x1: float, y0: float, y1: float) -> Tuple[slice, slice]:
+    """Rows and columns of the texels whose centres lie in a rectangle given in metres."""
+
+    def index(value: float) -> int:
+        return int(np.clip(np.ceil((value + BACKGROUND_EXTENT) / (2 * BACKGROUND_EXTENT) * _SIZE - 0.5), 0, _SIZE))
+
+    return slice(index(-y1), index(-y0)), slice(index(x0), index(x1))
+
+
 def _rectangle(canvas: Canvas, x0: float, x1: float, y0: float, y1: float, color) -> None:
-    x, y = _grid()
-    inside = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
-    canvas[inside] = color
+    canvas[_window_of(x0, x1, y0, y1)] = color
 
 
 def _disc(canvas: Canvas, cx: float, cy: float, radius: float, color, alpha: float = 1.0, edge: float = 0.004) -> None:
-    x, y = _grid()
+    window = _window_of(cx - radius - edge, cx + radius + edge, cy - radius - edge, cy + radius + edge)
+    x, y = (axis[window] for axis in _grid())
     cover = np.clip((radius - np.hypot(x - cx, y - cy)) / edge + 0.5, 0, 1)[..., None] * alpha
-    canvas[:] = canvas * (1 - cover) + np.asarray(color) * cover
+    canvas[window] = canvas[window] * (1 - cover) + np.asarray(color) * cover
 
 
 def _study(rng: np.random.Generator) -> Canvas:

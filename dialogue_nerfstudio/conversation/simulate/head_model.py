@@ -170,7 +170,7 @@ def pose_person(person: Person, state: PersonState) -> PosedPerson:
     for side in ("left", "right"):
         out, up, down = (e[f"lip_corner_{way}_{side}"] for way in ("out", "up", "down"))
         r[f"corner_x_{side}"] = half_width * (1.0 - 0.30 * e["pucker"] - 0.14 * e["funnel"] - 0.07 * jaw) + 0.0075 * out + 0.002 * up
-        r[f"corner_y_{side}"] = rest_y + 0.0005 + 0.0085 * up - 0.0080 * down - 0.0055 * jaw
+        r[f"corner_y_{side}"] = rest_y + 0.0016 + 0.0085 * up - 0.0080 * down - 0.0055 * jaw
         r[f"smile_{side}"] = up
         r[f"cheek_{side}"] = 0.007 * e[f"cheek_raise_{side}"] + 0.004 * up
         furrow, raise_ = e[f"brow_furrow_{side}"], e[f"brow_raise_{side}"]
