@@ -1,11 +1,13 @@
-"""Lazy, frame-exact reading and atomic writing of the constant-rate videos and label maps of a conversation."""
+"""Lazy, frame-exact reading and atomic writing of the constant-rate videos and label maps of a conversation.
+
+PyAV is imported where a video is opened: the numerics, which import this package for its errors, run without it.
+"""
 
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Iterator, Optional
+from typing import Any, Iterator, Optional
 
-import av
 import numpy as np
 from jaxtyping import UInt8
 
@@ -35,6 +37,8 @@ class FrameReader:
         self.path = Path(path)
         if not self.path.is_file():
             raise DialogueError(f"{self.path} does not exist; process the video again to make it.")
+        import av
+
         try:
             self._container = av.open(str(self.path))
             self._stream = self._container.streams.video[0]
@@ -45,7 +49,7 @@ class FrameReader:
         self.height: int = self._stream.codec_context.height
         self.fps = float(self._stream.average_rate)
         self._length = self._stream.frames or self._count_packets()
-        self._decoder: Optional[Iterator[av.VideoFrame]] = None
+        self._decoder: Optional[Iterator[Any]] = None
         self._next = 0
 
     def __len__(self) -> int:
@@ -98,6 +102,8 @@ class FrameReader:
         return (self._stream.start_time or 0) + int(ticks)
 
     def _positions(self) -> Iterator[tuple]:
+        import av
+
         start = self._stream.start_time or 0
         try:
             for frame in self._decoder:
@@ -152,6 +158,8 @@ class VideoWriter:
 
     @contextmanager
     def _open(self) -> Iterator[None]:
+        import av
+
         with atomic_path(self.path) as temporary:
             with av.open(str(temporary), "w") as container:
                 self._container = container
@@ -164,6 +172,8 @@ class VideoWriter:
 
     def write(self, frame: UInt8[np.ndarray, "height width *channels"]) -> None:
         """Appends one frame."""
+        import av
+
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format=self.array_format)
         picture.pts = self.num_frames
         picture.time_base = 1 / self._stream.codec_context.framerate
