@@ -1,8 +1,10 @@
-"""How simulated people behave: turns, pauses and backchannels, and heads, eyes and faces that speak and that answer what was said.
+"""How simulated people behave: turns, pauses and backchannels, and heads, eyes and faces that speak and that answer
+what was said.
 
-Conventions: seconds from the start of the conversation, metres, radians; frame t shows the time (t + 0.5) / fps. Everything a
-listener does in response carries the time of its cause, and comes after it by a drawn latency (`Response`). Head rotation is
-R = R_y(yaw) R_x(-pitch) R_z(roll): yaw turns towards the person's left, pitch looks up, roll leans towards the person's right.
+Conventions: seconds from the start of the conversation, metres, radians; frame t shows the time (t + 0.5) / fps.
+Everything a listener does in response carries the time of its cause, and comes after it by a drawn latency
+(`Response`). Head rotation is R = R_y(yaw) R_x(-pitch) R_z(roll): yaw turns towards the person's left, pitch looks up,
+roll leans towards the person's right.
 """
 
 from dataclasses import dataclass, field
@@ -106,8 +108,12 @@ class Dialogue:
 def draw_habits(rng: np.random.Generator) -> Habits:
     """Habits of a person, drawn."""
     return Habits(
-        blink_rate=float(rng.uniform(0.22, 0.42)), nod=float(np.deg2rad(rng.uniform(5.5, 8.0))), restless=float(rng.uniform(0.85, 1.15)),
-        smile=float(rng.uniform(0.65, 0.95)), smile_balance=float(rng.uniform(0.8, 1.2)), articulation=float(rng.uniform(0.9, 1.1)),
+        blink_rate=float(rng.uniform(0.22, 0.42)),
+        nod=float(np.deg2rad(rng.uniform(5.5, 8.0))),
+        restless=float(rng.uniform(0.85, 1.15)),
+        smile=float(rng.uniform(0.65, 0.95)),
+        smile_balance=float(rng.uniform(0.8, 1.2)),
+        articulation=float(rng.uniform(0.9, 1.1)),
         brows=float(rng.uniform(0.4, 0.9)),
     )
 
@@ -148,14 +154,18 @@ def _drift(num_frames: int, fps: float, seconds: float, rng: np.random.Generator
     return noise * np.sqrt(2.0 * np.sqrt(np.pi) * sigma)
 
 
-def _bump(times: Float[np.ndarray, " n"], start: float, rise: float, hold: float, fall: float) -> Float[np.ndarray, " n"]:
+def _bump(
+    times: Float[np.ndarray, " n"], start: float, rise: float, hold: float, fall: float
+) -> Float[np.ndarray, " n"]:
     """0 -> 1 -> 0 with raised-cosine flanks."""
     up = np.clip((times - start) / rise, 0.0, 1.0)
     down = np.clip((times - start - rise - hold) / fall, 0.0, 1.0)
     return (0.5 - 0.5 * np.cos(np.pi * up)) * (0.5 + 0.5 * np.cos(np.pi * down))
 
 
-def nod_curve(times: Float[np.ndarray, " n"], start: float, amplitude: float, frequency: float) -> Float[np.ndarray, " n"]:
+def nod_curve(
+    times: Float[np.ndarray, " n"], start: float, amplitude: float, frequency: float
+) -> Float[np.ndarray, " n"]:
     """Pitch of a nod: down first, then a dying swing."""
     tau = np.maximum(times - start, 0.0)
     return -amplitude * np.sin(2 * np.pi * frequency * tau) * np.exp(-tau / 0.38) * np.clip(tau / 0.12, 0, 1)
@@ -176,8 +186,11 @@ def _lagged(signal: Float[np.ndarray, "n ..."], fps: float, seconds: float) -> F
     return out
 
 
-def _plan_responses(turns: List[Turn], num_people: int, seconds: float, rng: np.random.Generator) -> Tuple[List[Response], List[Tuple[int, float]]]:
-    """Listeners' nods, smiles and blinks after the ends of phrases, and the speakers' own smiles as (participant, time)."""
+def _plan_responses(
+    turns: List[Turn], num_people: int, seconds: float, rng: np.random.Generator
+) -> Tuple[List[Response], List[Tuple[int, float]]]:
+    """Listeners' nods, smiles and blinks after the ends of phrases, and the speakers' own smiles as (participant,
+    time)."""
     responses: List[Response] = []
     smiles: List[Tuple[int, float]] = []
     for turn in turns:
@@ -203,7 +216,13 @@ def _plan_responses(turns: List[Turn], num_people: int, seconds: float, rng: np.
 
 
 def _head_angles(
-    who: int, times: Float[np.ndarray, " n"], fps: float, own: List[Turn], nods: List[Response], habits: Habits, speaking: Float[np.ndarray, " n"],
+    who: int,
+    times: Float[np.ndarray, " n"],
+    fps: float,
+    own: List[Turn],
+    nods: List[Response],
+    habits: Habits,
+    speaking: Float[np.ndarray, " n"],
     rng: np.random.Generator,
 ) -> Float[np.ndarray, "n 3"]:
     """Yaw, pitch and roll (rad): slow drift, larger while speaking, dips on accents, nods in response."""
@@ -225,10 +244,15 @@ def _head_angles(
 
 
 def _gaze(
-    who: int, num_people: int, times: Float[np.ndarray, " n"], fps: float, angles: Float[np.ndarray, "n 3"], rng: np.random.Generator
+    who: int,
+    num_people: int,
+    times: Float[np.ndarray, " n"],
+    fps: float,
+    angles: Float[np.ndarray, "n 3"],
+    rng: np.random.Generator,
 ) -> Tuple[Float[np.ndarray, "n 2 2"], List[float]]:
-    """Eye directions in head space: fixations on the camera, the neighbour or somewhere else, held against the head's motion; and the times of
-    large saccades."""
+    """Eye directions in head space: fixations on the camera, the neighbour or somewhere else, held against the head's
+    motion; and the times of large saccades."""
     n = len(times)
     target = np.zeros((n, 2))
     large: List[float] = []
@@ -256,7 +280,9 @@ def _gaze(
     return np.stack([eye + vergence, eye - vergence], axis=1), large
 
 
-def _blinks(habits: Habits, seconds: float, triggered: List[float], rng: np.random.Generator) -> List[Tuple[float, float]]:
+def _blinks(
+    habits: Habits, seconds: float, triggered: List[float], rng: np.random.Generator
+) -> List[Tuple[float, float]]:
     """Spontaneous blinks as a Poisson process with a refractory time, together with the triggered ones."""
     times, now = [], rng.exponential(1.0 / habits.blink_rate)
     while now < seconds:
@@ -274,7 +300,14 @@ def _blinks(habits: Habits, seconds: float, triggered: List[float], rng: np.rand
 
 
 def perform(
-    who: int, num_people: int, turns: List[Turn], responses: List[Response], smiles: List[float], habits: Habits, num_frames: int, fps: float,
+    who: int,
+    num_people: int,
+    turns: List[Turn],
+    responses: List[Response],
+    smiles: List[float],
+    habits: Habits,
+    num_frames: int,
+    fps: float,
     rng: np.random.Generator,
 ) -> Performance:
     """One person's motion, given what everybody says and what this person answers.
@@ -283,8 +316,8 @@ def perform(
         who: Place of the person, from the left.
         num_people: How many there are.
         turns: All turns.
-        responses: All responses; those of this person are acted out, and its blink responses that a closer blink displaced are removed.
-        smiles: When this person smiles unprompted.
+        responses: All responses; those of this person are acted out, and its blink responses that a closer blink
+        displaced are removed. smiles: When this person smiles unprompted.
         habits: How this person moves.
         num_frames: Length.
         fps: Frames a second.
@@ -297,21 +330,34 @@ def perform(
     speaking = np.zeros(num_frames)
     for turn in own:
         if not turn.is_backchannel:
-            speaking = np.maximum(speaking, _bump(times, turn.start - 0.25, 0.4, max(turn.utterance.duration - 0.1, 0.1), 0.6))
+            speaking = np.maximum(
+                speaking, _bump(times, turn.start - 0.25, 0.4, max(turn.utterance.duration - 0.1, 0.1), 0.6)
+            )
 
-    angles = _head_angles(who, times, fps, own, [r for r in mine if r.kind in ("nod", "backchannel")], habits, speaking, rng)
+    angles = _head_angles(
+        who, times, fps, own, [r for r in mine if r.kind in ("nod", "backchannel")], habits, speaking, rng
+    )
     gaze, large_saccades = _gaze(who, num_people, times, fps, angles, rng)
 
     rotation = Rotation.from_euler("YXZ", angles * np.array([1.0, -1.0, 1.0]))
-    lean = np.stack([0.0050 * _drift(num_frames, fps, 1.6, rng), 0.0012 * _drift(num_frames, fps, 1.2, rng),
-                     0.0050 * _drift(num_frames, fps, 1.8, rng)], axis=1)
+    lean = np.stack(
+        [
+            0.0050 * _drift(num_frames, fps, 1.6, rng),
+            0.0012 * _drift(num_frames, fps, 1.2, rng),
+            0.0050 * _drift(num_frames, fps, 1.8, rng),
+        ],
+        axis=1,
+    )
     translation = _NECK_PIVOT - rotation.apply(_NECK_PIVOT) + lean
     head_pose = np.concatenate([rotation.as_rotvec(), translation], axis=1)
 
     # The torso follows the head a third of a second later, and breathes.
     lag_angles, lag_lean = _lagged(angles, fps, 0.35), _lagged(lean, fps, 0.35)
     breath = np.sin(2 * np.pi * (0.27 * times + rng.random()))
-    sway = Rotation.from_euler("YXZ", lag_angles * np.array([0.28, -0.10, 0.22]) + np.deg2rad(0.25) * breath[:, None] * np.array([0.0, -1.0, 0.0]))
+    sway = Rotation.from_euler(
+        "YXZ",
+        lag_angles * np.array([0.28, -0.10, 0.22]) + np.deg2rad(0.25) * breath[:, None] * np.array([0.0, -1.0, 0.0]),
+    )
     torso_shift = 0.85 * lag_lean + np.array([0.0, 0.0010, 0.0]) * breath[:, None]
     torso_pose = np.concatenate([sway.as_rotvec(), torso_shift], axis=1)
 
@@ -334,8 +380,13 @@ def perform(
         expression[:, _INDEX[f"squint_{side}"]] += 0.40 * smile
     mood = np.maximum(_drift(num_frames, fps, 1.3, rng), 0.0)
     worry = np.maximum(_drift(num_frames, fps, 1.5, rng) - 0.6, 0.0)
-    for name, value in (("brow_raise_left", 0.16 * mood), ("brow_raise_right", 0.16 * mood), ("brow_furrow_left", 0.3 * worry),
-                        ("brow_furrow_right", 0.3 * worry), ("brow_inner_raise", 0.12 * np.maximum(_drift(num_frames, fps, 1.0, rng), 0.0))):
+    for name, value in (
+        ("brow_raise_left", 0.16 * mood),
+        ("brow_raise_right", 0.16 * mood),
+        ("brow_furrow_left", 0.3 * worry),
+        ("brow_furrow_right", 0.3 * worry),
+        ("brow_inner_raise", 0.12 * np.maximum(_drift(num_frames, fps, 1.0, rng), 0.0)),
+    ):
         expression[:, _INDEX[name]] += value
     # Listening lips press together now and then.
     rest = (1.0 - speaking) * np.maximum(_drift(num_frames, fps, 1.2, rng) - 1.0, 0.0)
@@ -363,26 +414,42 @@ def act_dialogue(num_people: int, num_frames: int, fps: float, seed: int) -> Dia
     answers, smiles = _plan_responses(turns, num_people, seconds, rng)
     responses.extend(answers)
     performances = [
-        perform(who, num_people, turns, responses, [time for person, time in smiles if person == who], habits[who], num_frames, fps,
-                np.random.default_rng([seed, 3, who]))
+        perform(
+            who,
+            num_people,
+            turns,
+            responses,
+            [time for person, time in smiles if person == who],
+            habits[who],
+            num_frames,
+            fps,
+            np.random.default_rng([seed, 3, who]),
+        )
         for who in range(num_people)
     ]
     segments = sorted(
-        (SpeechSegment(turn.start + start, min(turn.start + end, seconds), f"p{turn.participant}")
-         for turn in turns for start, end in turn.utterance.speech_spans()),
+        (
+            SpeechSegment(turn.start + start, min(turn.start + end, seconds), f"p{turn.participant}")
+            for turn in turns
+            for start, end in turn.utterance.speech_spans()
+        ),
         key=lambda segment: (segment.start, segment.speaker),
     )
     return Dialogue(turns, segments, performances, sorted(responses, key=lambda r: r.time), voices)
 
 
-def speak_dialogue(dialogue: Dialogue, num_samples: int, seed: int) -> Tuple[Float32[np.ndarray, "num_people num_samples"], Float32[np.ndarray, " num_samples"]]:
+def speak_dialogue(
+    dialogue: Dialogue, num_samples: int, seed: int
+) -> Tuple[Float32[np.ndarray, "num_people num_samples"], Float32[np.ndarray, " num_samples"]]:
     """Each person's sound alone, and the mix with a quiet room."""
     tracks = np.zeros((len(dialogue.voices), num_samples), np.float32)
     for number, turn in enumerate(dialogue.turns):
         sound = synthesise(turn.utterance, dialogue.voices[turn.participant], np.random.default_rng([seed, 4, number]))
-        first = int(round(turn.start * SAMPLE_RATE))
+        first = round(turn.start * SAMPLE_RATE)
         last = min(first + len(sound), num_samples)
         tracks[turn.participant, first:last] += sound[: last - first] * (0.55 if turn.is_backchannel else 1.0)
-    mix = tracks.sum(axis=0) + _ROOM_NOISE * np.random.default_rng([seed, 5]).standard_normal(num_samples).astype(np.float32)
+    mix = tracks.sum(axis=0) + _ROOM_NOISE * np.random.default_rng([seed, 5]).standard_normal(num_samples).astype(
+        np.float32
+    )
     scale = min(1.6, 0.95 / max(float(np.abs(mix).max()), 1e-6))
     return tracks * np.float32(scale), mix * np.float32(scale)

@@ -1,9 +1,9 @@
 """Sphere tracing of a procedural person: colour, true label and depth of every pixel, with anti-aliased edges.
 
-Conventions: rays live in person space (metres), directions are unit length; cameras follow nerfstudio (looking down -z, y up),
-a pixel's centre is at (column + 0.5, row + 0.5). Depth is the distance along the ray in metres, 0 where only background is
-seen. Light is linear while shading and becomes sRGB at the end. Cones around blocks of pixels, and
-from there around tiles of a block, find how far all of their rays may start, or that nothing is there.
+Conventions: rays live in person space (metres), directions are unit length; cameras follow nerfstudio (looking down
+-z, y up), a pixel's centre is at (column + 0.5, row + 0.5). Depth is the distance along the ray in metres, 0 where only
+background is seen. Light is linear while shading and becomes sRGB at the end. Cones around blocks of pixels, and from
+there around tiles of a block, find how far all of their rays may start, or that nothing is there.
 """
 
 import math
@@ -62,18 +62,56 @@ def _background(ox, oy, oz, dx, dy, dz, texture, extent, depth):
     i, j = int(v), int(u)
     a, b = v - i, u - j
     w00, w01, w10, w11 = (1 - a) * (1 - b), (1 - a) * b, a * (1 - b), a * b
-    r = w00 * texture[i, j, 0] + w01 * texture[i, j + 1, 0] + w10 * texture[i + 1, j, 0] + w11 * texture[i + 1, j + 1, 0]
-    g = w00 * texture[i, j, 1] + w01 * texture[i, j + 1, 1] + w10 * texture[i + 1, j, 1] + w11 * texture[i + 1, j + 1, 1]
-    c = w00 * texture[i, j, 2] + w01 * texture[i, j + 1, 2] + w10 * texture[i + 1, j, 2] + w11 * texture[i + 1, j + 1, 2]
+    r = (
+        w00 * texture[i, j, 0]
+        + w01 * texture[i, j + 1, 0]
+        + w10 * texture[i + 1, j, 0]
+        + w11 * texture[i + 1, j + 1, 0]
+    )
+    g = (
+        w00 * texture[i, j, 1]
+        + w01 * texture[i, j + 1, 1]
+        + w10 * texture[i + 1, j, 1]
+        + w11 * texture[i + 1, j + 1, 1]
+    )
+    c = (
+        w00 * texture[i, j, 2]
+        + w01 * texture[i, j + 1, 2]
+        + w10 * texture[i + 1, j, 2]
+        + w11 * texture[i + 1, j + 1, 2]
+    )
     return r, g, c
 
 
 @nb.njit(**_JIT)
 @no_type_check
-def _trace(u, v, focal, cx, cy, pose, start, far, hr, ht, tr, tt, rig, palette, texture, extent, depth, label, near_t, shadow, sky):
+def _trace(
+    u,
+    v,
+    focal,
+    cx,
+    cy,
+    pose,
+    start,
+    far,
+    hr,
+    ht,
+    tr,
+    tt,
+    rig,
+    palette,
+    texture,
+    extent,
+    depth,
+    label,
+    near_t,
+    shadow,
+    sky,
+):
     """Colour, label, depth, shadow and sky seen through image position (u, v).
 
-    `label`, `shadow` and `sky` are a neighbour's, as in `shade`; they hold where the depth is within 8 mm of its `near_t`.
+    `label`, `shadow` and `sky` are a neighbour's, as in `shade`; they hold where the depth is within 8 mm of its
+    `near_t`.
     """
     px, py = (u - cx) / focal, -(v - cy) / focal
     dx = pose[0, 0] * px + pose[0, 1] * py - pose[0, 2]
@@ -86,8 +124,9 @@ def _trace(u, v, focal, cx, cy, pose, start, far, hr, ht, tr, tt, rig, palette, 
         t, d = _march(ox, oy, oz, dx, dy, dz, start, far, 0.0, hr, ht, tr, tt, rig)
         if t > 0.0:
             label = label if abs(t - near_t) < 0.008 else -1
-            r, g, b, label, shadow, sky = shade(ox + t * dx, oy + t * dy, oz + t * dz, d, dx, dy, dz, hr, ht, tr, tt, rig, palette,
-                                                label, shadow, sky)
+            r, g, b, label, shadow, sky = shade(
+                ox + t * dx, oy + t * dy, oz + t * dz, d, dx, dy, dz, hr, ht, tr, tt, rig, palette, label, shadow, sky
+            )
             return r, g, b, label, t, shadow, sky
     r, g, b = _background(ox, oy, oz, dx, dy, dz, texture, extent, depth)
     return r, g, b, 0, 0.0, 1.0, 1.0
@@ -104,7 +143,9 @@ def _cone_start(u, v, pixels, start, far, focal, cx, cy, pose, hr, ht, tr, tt, r
     norm = 1.0 / math.sqrt(dx * dx + dy * dy + dz * dz)
     # Half of the square's diagonal, seen at unit distance, with half a pixel for the samples between centres.
     slope = math.sqrt(0.5) * (pixels + 1) / focal
-    t, _ = _march(pose[0, 3], pose[1, 3], pose[2, 3], dx * norm, dy * norm, dz * norm, start, far, slope, hr, ht, tr, tt, rig)
+    t, _ = _march(
+        pose[0, 3], pose[1, 3], pose[2, 3], dx * norm, dy * norm, dz * norm, start, far, slope, hr, ht, tr, tt, rig
+    )
     return max(t * (1.0 - slope), _NEAR) if t > 0.0 else -1.0
 
 
@@ -118,7 +159,9 @@ def _neighbours(row, column, bottom, right, labels, depth, light):
             if count == 0:
                 label, near_t = int(labels[i, j]), float(depth[i, j])
                 first_shadow = light[i, j, 0]
-            elif labels[i, j] != label or abs(depth[i, j] - near_t) > 0.008 or abs(light[i, j, 0] - first_shadow) > 0.12:
+            elif (
+                labels[i, j] != label or abs(depth[i, j] - near_t) > 0.008 or abs(light[i, j, 0] - first_shadow) > 0.12
+            ):
                 return -1, 0.0, 1.0, 1.0
             shadow, sky, count = shadow + light[i, j, 0], sky + light[i, j, 1], count + 1
     return label, near_t, shadow / count, sky / count
@@ -126,8 +169,27 @@ def _neighbours(row, column, bottom, right, labels, depth, light):
 
 @nb.njit(parallel=True, **_JIT)
 @no_type_check
-def _render(width, height, focal, cx, cy, pose, hr, ht, tr, tt, rigs, palette, texture, extent, depth_plane,
-            edge_threshold, color, labels, depth):
+def _render(
+    width,
+    height,
+    focal,
+    cx,
+    cy,
+    pose,
+    hr,
+    ht,
+    tr,
+    tt,
+    rigs,
+    palette,
+    texture,
+    extent,
+    depth_plane,
+    edge_threshold,
+    color,
+    labels,
+    depth,
+):
     blocks_x, blocks_y = (width + _BLOCK - 1) // _BLOCK, (height + _BLOCK - 1) // _BLOCK
     starts = np.empty((blocks_y * _SPLIT, blocks_x * _SPLIT))
     light = np.empty((height, width, 2))
@@ -135,14 +197,19 @@ def _render(width, height, focal, cx, cy, pose, hr, ht, tr, tt, rigs, palette, t
     for block in nb.prange(blocks_x * blocks_y):
         rig = rigs[0]
         by, bx = block // blocks_x, block % blocks_x
-        coarse = _cone_start((bx + 0.5) * _BLOCK, (by + 0.5) * _BLOCK, _BLOCK, _NEAR, far, focal, cx, cy, pose, hr, ht, tr, tt, rig)
+        coarse = _cone_start(
+            (bx + 0.5) * _BLOCK, (by + 0.5) * _BLOCK, _BLOCK, _NEAR, far, focal, cx, cy, pose, hr, ht, tr, tt, rig
+        )
         for tile in range(_SPLIT * _SPLIT):
             ty, tx = by * _SPLIT + tile // _SPLIT, bx * _SPLIT + tile % _SPLIT
             start = coarse
             if coarse > 0.0:
-                start = _cone_start((tx + 0.5) * _TILE, (ty + 0.5) * _TILE, _TILE, coarse, far, focal, cx, cy, pose, hr, ht, tr, tt, rig)
+                start = _cone_start(
+                    (tx + 0.5) * _TILE, (ty + 0.5) * _TILE, _TILE, coarse, far, focal, cx, cy, pose, hr, ht, tr, tt, rig
+                )
             starts[ty, tx] = start
-            # Every second pixel of every second row measures its slow light; the rest take their neighbours' where these agree.
+            # Every second pixel of every second row measures its slow light; the rest take their neighbours' where
+            # these agree.
             for phase in range(2):
                 for row in range(ty * _TILE, min((ty + 1) * _TILE, height)):
                     for column in range(tx * _TILE, min((tx + 1) * _TILE, width)):
@@ -151,10 +218,38 @@ def _render(width, height, focal, cx, cy, pose, hr, ht, tr, tt, rigs, palette, t
                             continue
                         label, near_t, shadow, sky = -1, 0.0, 1.0, 1.0
                         if phase == 1:
-                            label, near_t, shadow, sky = _neighbours(row, column, min((ty + 1) * _TILE, height), min((tx + 1) * _TILE, width),
-                                                                     labels, depth, light)
-                        r, g, b, label, t, shadow, sky = _trace(column + 0.5, row + 0.5, focal, cx, cy, pose, start, far, hr, ht, tr, tt, rig,
-                                                                palette, texture, extent, depth_plane, label, near_t, shadow, sky)
+                            label, near_t, shadow, sky = _neighbours(
+                                row,
+                                column,
+                                min((ty + 1) * _TILE, height),
+                                min((tx + 1) * _TILE, width),
+                                labels,
+                                depth,
+                                light,
+                            )
+                        r, g, b, label, t, shadow, sky = _trace(
+                            column + 0.5,
+                            row + 0.5,
+                            focal,
+                            cx,
+                            cy,
+                            pose,
+                            start,
+                            far,
+                            hr,
+                            ht,
+                            tr,
+                            tt,
+                            rig,
+                            palette,
+                            texture,
+                            extent,
+                            depth_plane,
+                            label,
+                            near_t,
+                            shadow,
+                            sky,
+                        )
                         color[row, column, 0], color[row, column, 1], color[row, column, 2] = r, g, b
                         labels[row, column] = label
                         depth[row, column] = t
@@ -175,7 +270,9 @@ def _render(width, height, focal, cx, cy, pose, hr, ht, tr, tt, rigs, palette, t
                     continue
                 if depth[i, j] > 0.0:
                     closest = min(closest, depth[i, j])
-                different = different or labels[i, j] != labels[row, column] or abs(depth[i, j] - depth[row, column]) > 0.012
+                different = (
+                    different or labels[i, j] != labels[row, column] or abs(depth[i, j] - depth[row, column]) > 0.012
+                )
                 for k in range(3):
                     contrast = max(contrast, abs(math.sqrt(color[i, j, k]) - math.sqrt(color[row, column, k])))
             # Patterns of clothes are painted with edges as wide as a pixel of the usual size already.
@@ -187,9 +284,29 @@ def _render(width, height, focal, cx, cy, pose, hr, ht, tr, tt, rigs, palette, t
                 b = 0.25 * min(color[row, column, 2], 1.0)
                 start = max(starts[row // _TILE, column // _TILE], closest - 0.02)
                 for sample in range(3):
-                    sr, sg, sb, _, _, _, _ = _trace(column + _SAMPLES_U[sample], row + _SAMPLES_V[sample], focal, cx, cy, pose, start, far,
-                                                    hr, ht, tr, tt, rig, palette, texture, extent, depth_plane, int(labels[row, column]),
-                                                    float(depth[row, column]), light[row, column, 0], light[row, column, 1])
+                    sr, sg, sb, _, _, _, _ = _trace(
+                        column + _SAMPLES_U[sample],
+                        row + _SAMPLES_V[sample],
+                        focal,
+                        cx,
+                        cy,
+                        pose,
+                        start,
+                        far,
+                        hr,
+                        ht,
+                        tr,
+                        tt,
+                        rig,
+                        palette,
+                        texture,
+                        extent,
+                        depth_plane,
+                        int(labels[row, column]),
+                        float(depth[row, column]),
+                        light[row, column, 0],
+                        light[row, column, 1],
+                    )
                     r, g, b = r + 0.25 * min(sr, 1.0), g + 0.25 * min(sg, 1.0), b + 0.25 * min(sb, 1.0)
                 smooth[row, column, 0], smooth[row, column, 1], smooth[row, column, 2] = r, g, b
             else:
@@ -213,8 +330,8 @@ def render_person(
         antialias: Take four more samples where neighbouring pixels differ.
 
     Returns:
-        sRGB image, label map (background 0, torso 1, neck 2, head 3, of each pixel's centre) and depth along the ray in metres
-        (0 on the background).
+        sRGB image, label map (background 0, torso 1, neck 2, head 3, of each pixel's centre) and depth along the ray
+        in metres (0 on the background).
     """
     posed = pose_person(person, state)
     shape = (camera.height, camera.width)
@@ -222,10 +339,27 @@ def render_person(
     labels = np.zeros(shape, np.uint8)
     depth = np.empty(shape, np.float32)
     texture, extent = background_texture(person.background, person.seed)
-    _render(camera.width, camera.height, float(camera.focal), float(camera.cx), float(camera.cy),
-            np.ascontiguousarray(camera.camera_to_person, np.float64), posed.head_rotation, posed.head_translation,
-            posed.torso_rotation, posed.torso_translation, posed.rig, person.palette_array(), texture, extent, BACKGROUND_DEPTH,
-            0.11 if antialias else 0.0, color, labels, depth)
+    _render(
+        camera.width,
+        camera.height,
+        float(camera.focal),
+        float(camera.cx),
+        float(camera.cy),
+        np.ascontiguousarray(camera.camera_to_person, np.float64),
+        posed.head_rotation,
+        posed.head_translation,
+        posed.torso_rotation,
+        posed.torso_translation,
+        posed.rig,
+        person.palette_array(),
+        texture,
+        extent,
+        BACKGROUND_DEPTH,
+        0.11 if antialias else 0.0,
+        color,
+        labels,
+        depth,
+    )
     return to_srgb(color), labels, depth
 
 
@@ -233,8 +367,16 @@ def render_background(person: Person, camera: Camera) -> UInt8[np.ndarray, "h w 
     """The static plate behind a person, as `render_person` shows it where nobody is."""
     texture, extent = background_texture(person.background, person.seed)
     color = np.empty((camera.height, camera.width, 3), np.float64)
-    _render_background(float(camera.focal), float(camera.cx), float(camera.cy),
-                       np.ascontiguousarray(camera.camera_to_person, np.float64), texture, extent, BACKGROUND_DEPTH, color)
+    _render_background(
+        float(camera.focal),
+        float(camera.cx),
+        float(camera.cy),
+        np.ascontiguousarray(camera.camera_to_person, np.float64),
+        texture,
+        extent,
+        BACKGROUND_DEPTH,
+        color,
+    )
     return to_srgb(color)
 
 
@@ -248,7 +390,9 @@ def _render_background(focal, cx, cy, pose, texture, extent, depth_plane, color)
             dy = pose[1, 0] * px + pose[1, 1] * py - pose[1, 2]
             dz = pose[2, 0] * px + pose[2, 1] * py - pose[2, 2]
             norm = 1.0 / math.sqrt(dx * dx + dy * dy + dz * dz)
-            r, g, b = _background(pose[0, 3], pose[1, 3], pose[2, 3], dx * norm, dy * norm, dz * norm, texture, extent, depth_plane)
+            r, g, b = _background(
+                pose[0, 3], pose[1, 3], pose[2, 3], dx * norm, dy * norm, dz * norm, texture, extent, depth_plane
+            )
             color[row, column, 0], color[row, column, 1], color[row, column, 2] = r, g, b
 
 

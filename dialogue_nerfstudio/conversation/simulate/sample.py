@@ -1,11 +1,11 @@
 """Writes a simulated conversation: an ordinary video with sound, and the true Conversation behind it.
 
-Conventions as in `head_model.py`. The camera stands 0.85 m in front of every person; person space is recentred on the clip's mean
-head position afterwards, as tracking would do, which moves the camera by the same few millimetres.
+Conventions as in `head_model.py`. The camera stands 0.85 m in front of every person; person space is recentred on the
+clip's mean head position afterwards, as tracking would do, which moves the camera by the same few millimetres.
 """
 
-from contextlib import ExitStack
 import io
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -65,7 +65,7 @@ class SimulationConfig:
 
     @property
     def num_frames(self) -> int:
-        return int(round(self.seconds * FPS))
+        return round(self.seconds * FPS)
 
 
 @dataclass
@@ -79,10 +79,17 @@ class SimulatedPerson:
 
     def state(self, frame: int) -> PersonState:
         """Everything that moves, at a frame."""
-        return PersonState(self.motion.head_pose[frame], self.motion.expression[frame], self.motion.blink[frame], self.motion.gaze[frame],
-                           self.torso_pose[frame])
+        return PersonState(
+            self.motion.head_pose[frame],
+            self.motion.expression[frame],
+            self.motion.blink[frame],
+            self.motion.gaze[frame],
+            self.torso_pose[frame],
+        )
 
-    def render(self, frame: int, camera: Optional[Camera] = None) -> Tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+    def render(
+        self, frame: int, camera: Optional[Camera] = None
+    ) -> Tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
         """Image, labels and depth of a frame, from the recording camera or another one in this person's space."""
         return render_person(self.person, self.state(frame), camera or self.camera)
 
@@ -92,16 +99,27 @@ def simulate_people(config: SimulationConfig) -> Tuple[List[SimulatedPerson], Di
     config.validate()
     dialogue = act_dialogue(config.num_people, config.num_frames, FPS, config.seed)
     people = []
-    for person, performance in zip(cast(config.num_people, config.seed), dialogue.performances):
+    for person, performance in zip(cast(config.num_people, config.seed), dialogue.performances, strict=True):
         centre = performance.head_pose[:, 3:].mean(axis=0)
         head_pose, torso_pose = performance.head_pose.copy(), performance.torso_pose.copy()
         head_pose[:, 3:] -= centre
         torso_pose[:, 3:] -= centre
         size = config.size
-        camera = Camera(size, size, _FOCAL * size, size / 2, size / 2, np.concatenate([np.eye(3), (_CAMERA_POSITION - centre)[:, None]], axis=1))
+        camera = Camera(
+            size,
+            size,
+            _FOCAL * size,
+            size / 2,
+            size / 2,
+            np.concatenate([np.eye(3), (_CAMERA_POSITION - centre)[:, None]], axis=1),
+        )
         motion = Motion(
-            head_pose=head_pose.astype(np.float32), expression=performance.expression.astype(np.float32), blink=performance.blink.astype(np.float32),
-            gaze=performance.gaze.astype(np.float32), expression_residual=np.zeros((config.num_frames, 0), np.float32), fps=FPS,
+            head_pose=head_pose.astype(np.float32),
+            expression=performance.expression.astype(np.float32),
+            blink=performance.blink.astype(np.float32),
+            gaze=performance.gaze.astype(np.float32),
+            expression_residual=np.zeros((config.num_frames, 0), np.float32),
+            fps=FPS,
             sources={name: "simulated" for name in ("head_pose", "expression", "blink", "gaze")},
         )
         people.append(SimulatedPerson(person, motion, torso_pose.astype(np.float32), camera))
@@ -125,7 +143,8 @@ def _inside_box(xs, ys, zs, rigs):
 
 
 def head_box(person: Person) -> Float[np.ndarray, "2 3"]:
-    """Box in head space that holds a person's head with the mouth open, measured on its surface, with a centimetre to spare."""
+    """Box in head space that holds a person's head with the mouth open, measured on its surface, with a centimetre to
+    spare."""
     state = PersonState()
     state.expression[0] = 1.0
     axis = np.arange(-0.2, 0.2001, 0.005)
@@ -143,7 +162,9 @@ def torso_box(camera: Camera) -> Float[np.ndarray, "2 3"]:
 class _SoundVideoWriter:
     """An mp4 with H.264 pictures and AAC sound, written as the frames come; it appears when complete."""
 
-    def __init__(self, path: Path, width: int, height: int, audio: Float32[np.ndarray, " num_samples"], crf: int = 12) -> None:
+    def __init__(
+        self, path: Path, width: int, height: int, audio: Float32[np.ndarray, " num_samples"], crf: int = 12
+    ) -> None:
         self._atomic = atomic_path(path)
         self._size = (width, height)
         self._audio, self._crf = audio, crf
@@ -152,7 +173,9 @@ class _SoundVideoWriter:
 
     def __enter__(self) -> "_SoundVideoWriter":
         self._container = av.open(str(self._atomic.__enter__()), "w", options={"movflags": "+faststart"})
-        self._video = self._container.add_stream("libx264", rate=int(FPS), options={"crf": str(self._crf), "preset": "medium"})
+        self._video = self._container.add_stream(
+            "libx264", rate=int(FPS), options={"crf": str(self._crf), "preset": "medium"}
+        )
         self._video.width, self._video.height = self._size
         self._video.pix_fmt = "yuv420p"
         self._sound = self._container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
@@ -163,7 +186,7 @@ class _SoundVideoWriter:
         """Append a picture and the sound that belongs to it."""
         self._container.mux(self._video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         self._frames += 1
-        self._write_sound(int(round(self._frames / FPS * SAMPLE_RATE)))
+        self._write_sound(round(self._frames / FPS * SAMPLE_RATE))
 
     def _write_sound(self, stop: int) -> None:
         block = self._audio[self._sent : stop]
@@ -195,26 +218,43 @@ def _write_wav(path: Path, audio: Float32[np.ndarray, " num_samples"]) -> None:
         temporary.write_bytes(encoded.getvalue())
 
 
-def _write_truth_extras(root: Path, config: SimulationConfig, people: List[SimulatedPerson], dialogue: Dialogue) -> None:
+def _write_truth_extras(
+    root: Path, config: SimulationConfig, people: List[SimulatedPerson], dialogue: Dialogue
+) -> None:
     """What a recording could never tell: sway, phones, blinks and what answers what."""
     for index, simulated in enumerate(people):
-        phones = [(turn.start + p.start, turn.start + p.end, p.name) for turn in dialogue.turns if turn.participant == index for p in turn.utterance.phones]
+        phones = [
+            (turn.start + p.start, turn.start + p.end, p.name)
+            for turn in dialogue.turns
+            if turn.participant == index
+            for p in turn.utterance.phones
+        ]
         write_npz(
-            root / "participants" / f"p{index}" / "simulation.npz", torso_pose=simulated.torso_pose,
+            root / "participants" / f"p{index}" / "simulation.npz",
+            torso_pose=simulated.torso_pose,
             blinks=np.array(dialogue.performances[index].blinks, np.float64).reshape(-1, 2),
-            phone_spans=np.array([span[:2] for span in phones], np.float64).reshape(-1, 2), phone_names=np.array([span[2] for span in phones], "U4"),
+            phone_spans=np.array([span[:2] for span in phones], np.float64).reshape(-1, 2),
+            phone_names=np.array([span[2] for span in phones], "U4"),
         )
-    responses = [dict(participant=f"p{r.participant}", kind=r.kind, time=r.time, cause=r.cause) for r in dialogue.responses]
-    turns = [dict(participant=f"p{t.participant}", start=t.start, end=t.end, backchannel=t.is_backchannel) for t in dialogue.turns]
+    responses = [
+        dict(participant=f"p{r.participant}", kind=r.kind, time=r.time, cause=r.cause) for r in dialogue.responses
+    ]
+    turns = [
+        dict(participant=f"p{t.participant}", start=t.start, end=t.end, backchannel=t.is_backchannel)
+        for t in dialogue.turns
+    ]
     write_json(root / "simulation.json", {"config": asdict(config), "turns": turns, "responses": responses})
 
 
-def simulate_conversation(config: SimulationConfig, output: Path, progress: Optional[Callable[[int, int], None]] = None) -> Path:
+def simulate_conversation(
+    config: SimulationConfig, output: Path, progress: Optional[Callable[[int, int], None]] = None
+) -> Path:
     """Simulate a conversation and write it.
 
-    Writes `output/video.mp4` (everybody side by side, left to right in the order of their ids p0, p1 …, with sound) and `output/truth`, a
-    Conversation folder with the true motions, roles, labels, plates and cameras, completed by `simulation.json` and each person's
-    `simulation.npz` (torso sway, phones, blinks, responses). One frame is in memory at a time.
+    Writes `output/video.mp4` (everybody side by side, left to right in the order of their ids p0, p1 …, with sound)
+    and `output/truth`, a Conversation folder with the true motions, roles, labels, plates and cameras, completed by
+    `simulation.json` and each person's `simulation.npz` (torso sway, phones, blinks, responses). One frame is in
+    memory at a time.
 
     Args:
         config: What to simulate; equal configs give equal truth.
@@ -232,14 +272,14 @@ def simulate_conversation(config: SimulationConfig, output: Path, progress: Opti
     # A folder is whole once conversation.json is there: an old one must not vouch for new files.
     (truth / "conversation.json").unlink(missing_ok=True)
     size, count = config.size, config.num_people
-    num_samples = int(round(config.num_frames / FPS * SAMPLE_RATE))
+    num_samples = round(config.num_frames / FPS * SAMPLE_RATE)
     tracks, mix = speak_dialogue(dialogue, num_samples, config.seed)
     _write_wav(truth / "audio.wav", mix)
     for index in range(count):
         _write_wav(truth / "audio" / f"p{index}.wav", tracks[index])
 
     folders = [truth / "participants" / f"p{index}" for index in range(count)]
-    for folder, simulated in zip(folders, people):
+    for folder, simulated in zip(folders, people, strict=True):
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder / "background.png") as temporary:
             Image.fromarray(render_background(simulated.person, simulated.camera)).save(temporary)
@@ -248,21 +288,40 @@ def simulate_conversation(config: SimulationConfig, output: Path, progress: Opti
 
     train, evaluate = split_frames(config.num_frames)
     participants = [
-        Participant(id=f"p{index}", name=simulated.person.name, camera=simulated.camera, head_box=head_box(simulated.person),
-                    torso_box=torso_box(simulated.camera), motion=simulated.motion,
-                    source={"video": "video.mp4", "crop": [index * (size + _SEPARATOR), 0, size, size]})
+        Participant(
+            id=f"p{index}",
+            name=simulated.person.name,
+            camera=simulated.camera,
+            head_box=head_box(simulated.person),
+            torso_box=torso_box(simulated.camera),
+            motion=simulated.motion,
+            source={"video": "video.mp4", "crop": [index * (size + _SEPARATOR), 0, size, size]},
+        )
         for index, simulated in enumerate(people)
     ]
     save_conversation(
-        Conversation(fps=FPS, num_frames=config.num_frames, participants=participants, segments=dialogue.segments, train_frames=train,
-                     eval_frames=evaluate, provenance={"made_by": "dialogue-nerfstudio simulation", "synthetic": True, "config": asdict(config)}),
+        Conversation(
+            fps=FPS,
+            num_frames=config.num_frames,
+            participants=participants,
+            segments=dialogue.segments,
+            train_frames=train,
+            eval_frames=evaluate,
+            provenance={"made_by": "dialogue-nerfstudio simulation", "synthetic": True, "config": asdict(config)},
+        ),
         truth,
     )
     return output / "video.mp4"
 
 
-def _render_all(config: SimulationConfig, people: List[SimulatedPerson], audio: Float32[np.ndarray, " num_samples"], video: Path, folders: List[Path],
-                progress: Optional[Callable[[int, int], None]]) -> None:
+def _render_all(
+    config: SimulationConfig,
+    people: List[SimulatedPerson],
+    audio: Float32[np.ndarray, " num_samples"],
+    video: Path,
+    folders: List[Path],
+    progress: Optional[Callable[[int, int], None]],
+) -> None:
     """Render every frame of everybody once, into the shared video, the crops and the label maps."""
     size = config.size
     width = len(people) * (size + _SEPARATOR) - _SEPARATOR

@@ -1,8 +1,9 @@
 """Colour of a procedural person's surface: what material lies at a point, and how three lights and the sky fall on it.
 
-Conventions: points and directions in person space (metres, unit vectors), colours in linear light. Diffuse light is Lambert's,
-wrapped on skin so that the terminator turns red as light does under skin; highlights are Blinn-Phong; occlusion is sampled along the
-normal (Evans, "Fast approximations for global illumination on dynamic scenes", 2006) and the key light casts a soft shadow.
+Conventions: points and directions in person space (metres, unit vectors), colours in linear light. Diffuse light is
+Lambert's, wrapped on skin so that the terminator turns red as light does under skin; highlights are Blinn-Phong;
+occlusion is sampled along the normal (Evans, "Fast approximations for global illumination on dynamic scenes", 2006)
+and the key light casts a soft shadow.
 """
 
 import math
@@ -45,11 +46,11 @@ def _skin_color(x, y, z, rig, palette):
     r, g, b = _blend(r, g, b, palette, _BLUSH, rig.blush * min(cheek * 0.75 + nose * 0.5 + ear, 1.0))
     if rig.freckles > 0.0 and z > 0.04:
         spots = value_noise(x * 390.0 + y * 230.0, y * 390.0 - x * 230.0, seed + z * 200.0)
-        band = math.exp(-((y + 0.004) / 0.018) ** 2) * smooth_step(0.068, 0.03, ax)
+        band = math.exp(-(((y + 0.004) / 0.018) ** 2)) * smooth_step(0.068, 0.03, ax)
         r, g, b = _blend(r, g, b, palette, _BROW, rig.freckles * band * smooth_step(0.66, 0.95, spots) * 0.60)
     if rig.stubble > 0.0 and z > -0.01:
         beard = smooth_step(-0.012, -0.040, y - 0.55 * (ax - 0.03)) * smooth_step(-0.01, 0.025, z)
-        tache = math.exp(-((y + 0.034) / 0.006) ** 2) * smooth_step(0.030, 0.018, ax)
+        tache = math.exp(-(((y + 0.034) / 0.006) ** 2)) * smooth_step(0.030, 0.018, ax)
         grain = 0.72 + 0.5 * value_noise(x * 600.0, y * 600.0, z * 600.0)
         r, g, b = _blend(r, g, b, palette, _BROW, min(rig.stubble * max(beard, tache) * grain * 0.5, 0.85))
     if z > 0.02:
@@ -68,11 +69,17 @@ def _skin_color(x, y, z, rig, palette):
             r, g, b = r * (1 - 0.16 * fold * crease), g * (1 - 0.22 * fold * crease), b * (1 - 0.22 * fold * crease)
         if y < 0.0 and y > rig.nose_tip_y - 0.02 and z > 0.068 and ax < 0.03:
             ala_y = rig.nose_tip_y - 0.004 + rig.nose_wrinkle
-            nostril = sdf.ellipsoid(ax - rig.nose_width * 0.60, y - ala_y + 0.0068, z - rig.nose_tip_z + 0.015, 0.0036, 0.0028, 0.0060)
+            nostril = sdf.ellipsoid(
+                ax - rig.nose_width * 0.60, y - ala_y + 0.0068, z - rig.nose_tip_z + 0.015, 0.0036, 0.0028, 0.0060
+            )
             # The crease where a nostril's wing meets the cheek, and the shaded underside of the tip.
             wing = sdf.ellipsoid(ax - rig.nose_width, y - ala_y, z - rig.nose_tip_z + 0.020, 0.0068, 0.0066, 0.0095)
-            crease = smooth_step(0.0025, 0.0, abs(wing - 0.0015)) * smooth_step(rig.nose_width, rig.nose_width + 0.006, ax)
-            under = smooth_step(rig.nose_tip_y - 0.003, rig.nose_tip_y - 0.010, y) * smooth_step(rig.nose_width + 0.005, rig.nose_width - 0.001, ax)
+            crease = smooth_step(0.0025, 0.0, abs(wing - 0.0015)) * smooth_step(
+                rig.nose_width, rig.nose_width + 0.006, ax
+            )
+            under = smooth_step(rig.nose_tip_y - 0.003, rig.nose_tip_y - 0.010, y) * smooth_step(
+                rig.nose_width + 0.005, rig.nose_width - 0.001, ax
+            )
             under *= smooth_step(rig.nose_tip_z - 0.024, rig.nose_tip_z - 0.012, z)
             soft = 1.0 - 0.30 * crease - 0.25 * under
             dark = soft * (1.0 - 0.8 * smooth_step(0.0010, -0.0004, nostril))
@@ -85,7 +92,11 @@ def _skin_color(x, y, z, rig, palette):
 def _eye_color(x, y, z, rig, palette):
     """Sclera, iris with fibres and rim, and pupil, shadowed by the upper lid."""
     left = x > 0.0
-    lx, ly, lz = (x - (rig.eye_x if left else -rig.eye_x)) / rig.eye_r, (y - rig.eye_y) / rig.eye_r, (z - rig.eye_z) / rig.eye_r
+    lx, ly, lz = (
+        (x - (rig.eye_x if left else -rig.eye_x)) / rig.eye_r,
+        (y - rig.eye_y) / rig.eye_r,
+        (z - rig.eye_z) / rig.eye_r,
+    )
     gx = rig.gaze_left_x if left else rig.gaze_right_x
     gy = rig.gaze_left_y if left else rig.gaze_right_y
     gz = rig.gaze_left_z if left else rig.gaze_right_z
@@ -147,7 +158,9 @@ def _cloth_color(x, y, z, rig, palette):
         r, g, b = _blend(r, g, b, palette, _CLOTH_ALT, stripe)
     elif rig.pattern == 2.0:
         phase = x / (0.0160 * rig.pattern_scale)
-        r, g, b = _blend(r, g, b, palette, _CLOTH_ALT, 0.8 * smooth_step(0.62, 0.88, abs(phase - math.floor(phase) - 0.5) * 2.0))
+        r, g, b = _blend(
+            r, g, b, palette, _CLOTH_ALT, 0.8 * smooth_step(0.62, 0.88, abs(phase - math.floor(phase) - 0.5) * 2.0)
+        )
     elif rig.pattern == 3.0:
         u, v = x / (0.034 * rig.pattern_scale), y / (0.034 * rig.pattern_scale)
         across = smooth_step(0.55, 0.62, abs(u - math.floor(u) - 0.5) * 2.0)
@@ -193,9 +206,11 @@ def _cloth_color(x, y, z, rig, palette):
 @nb.njit(**_JIT)
 @no_type_check
 def shade(x, y, z, distance, dx, dy, dz, hr, ht, tr, tt, rig, palette, known_label, known_shadow, known_sky):
-    """Colour (linear), label, key-light shadow and open sky of the point (x, y, z), `distance` off the surface, seen along (dx, dy, dz).
+    """Colour (linear), label, key-light shadow and open sky of the point (x, y, z), `distance` off the surface, seen
+    along (dx, dy, dz).
 
-    A pixel's further samples pass the first one's label, shadow and sky: where the label agrees, slow light is not measured again.
+    A pixel's further samples pass the first one's label, shadow and sky: where the label agrees, slow light is not
+    measured again.
     """
     px, py, pz = x - ht[0], y - ht[1], z - ht[2]
     hx = hr[0, 0] * px + hr[1, 0] * py + hr[2, 0] * pz
@@ -234,9 +249,20 @@ def shade(x, y, z, distance, dx, dy, dz, hr, ht, tr, tt, rig, palette, known_lab
     elif d_neck < d_head:
         label = NECK
         mottle = 1.0 + 0.06 * (value_noise(x * 110.0, y * 110.0, z * 110.0) - 0.5)
-        r, g, bl = palette[_SKIN, 0] * mottle * 0.94, palette[_SKIN, 1] * mottle * 0.92, palette[_SKIN, 2] * mottle * 0.92
+        r, g, bl = (
+            palette[_SKIN, 0] * mottle * 0.94,
+            palette[_SKIN, 1] * mottle * 0.92,
+            palette[_SKIN, 2] * mottle * 0.92,
+        )
         if rig.stubble > 0.0:
-            r, g, bl = _blend(r, g, bl, palette, _BROW, rig.stubble * 0.16 * smooth_step(-0.15, -0.09, hy) * smooth_step(0.0, 0.03, hz))
+            r, g, bl = _blend(
+                r,
+                g,
+                bl,
+                palette,
+                _BROW,
+                rig.stubble * 0.16 * smooth_step(-0.15, -0.09, hy) * smooth_step(0.0, 0.03, hz),
+            )
     else:
         label = HEAD
         d_hair = sdf.hair(hx, hy, hz, rig)
@@ -266,7 +292,9 @@ def shade(x, y, z, distance, dx, dy, dz, hr, ht, tr, tt, rig, palette, known_lab
             behind = sdf.lip_depth(min(max(s, -1.0), 1.0), rig) - hz
             if d_teeth < 4e-4:
                 r, g, bl = 0.92, 0.88, 0.80
-                shadow = mix(0.45, 1.0, smooth_step(0.001, 0.008, rig.open_up + rig.open_low)) * mix(1.0, 0.55, smooth_step(0.008, 0.02, abs(hx - rig.mouth_x)))
+                shadow = mix(0.45, 1.0, smooth_step(0.001, 0.008, rig.open_up + rig.open_low)) * mix(
+                    1.0, 0.55, smooth_step(0.008, 0.02, abs(hx - rig.mouth_x))
+                )
                 r, g, bl, kind, gloss, shine = r * shadow, g * shadow, bl * shadow, _WET, 0.25, 50.0
             elif d_tongue < 4e-4:
                 r, g, bl, kind, gloss, shine = 0.32, 0.07, 0.065, _WET, 0.15, 30.0
@@ -279,7 +307,11 @@ def shade(x, y, z, distance, dx, dy, dz, hr, ht, tr, tt, rig, palette, known_lab
                     on_lip = smooth_step(0.0011, -0.0006, d_lips - min(d_skin, 0.0025))
                     r, g, bl = _blend(r, g, bl, palette, _LIP, on_lip * 0.92)
                     gloss, shine = mix(gloss, 0.22, on_lip), mix(shine, 34.0, on_lip)
-                    seam = smooth_step(0.0014, 0.0, abs(hy - sdf.lip_line(s, rig))) if not opened or rig.open_up + rig.open_low < 0.0012 else 0.0
+                    seam = (
+                        smooth_step(0.0014, 0.0, abs(hy - sdf.lip_line(s, rig)))
+                        if not opened or rig.open_up + rig.open_low < 0.0012
+                        else 0.0
+                    )
                     seam *= smooth_step(1.06, 0.95, abs(s)) * 0.62
                     r, g, bl = r * (1 - seam), g * (1 - seam), bl * (1 - seam)
 
@@ -297,8 +329,17 @@ def shade(x, y, z, distance, dx, dy, dz, hr, ht, tr, tt, rig, palette, known_lab
         if key > -0.2:
             t = 0.014
             for _ in range(6):
-                gap = sdf.scene(x + nx * 0.004 + _KEY[0] * t, y + ny * 0.004 + _KEY[1] * t, z + nz * 0.004 + _KEY[2] * t,
-                                hr, ht, tr, tt, rig, sdf.WHOLE)
+                gap = sdf.scene(
+                    x + nx * 0.004 + _KEY[0] * t,
+                    y + ny * 0.004 + _KEY[1] * t,
+                    z + nz * 0.004 + _KEY[2] * t,
+                    hr,
+                    ht,
+                    tr,
+                    tt,
+                    rig,
+                    sdf.WHOLE,
+                )
                 shadow = min(shadow, 7.0 * gap / t)
                 t += max(gap, 0.015)
                 if t > 0.15 or shadow < 0.02:
@@ -337,10 +378,16 @@ def shade(x, y, z, distance, dx, dy, dz, hr, ht, tr, tt, rig, palette, known_lab
         glint = smooth_step(0.975, 0.990, spec) * 0.85
         return r + glint, g + glint, bl + glint, label, shadow, open_sky
     if kind == _STRAND:
-        sheen = spec ** shine * gloss * (0.35 + 1.3 * fine) * shadow
+        sheen = spec**shine * gloss * (0.35 + 1.3 * fine) * shadow
         rimlight = 0.25 * back * fresnel
         tint = 0.5
-        return (r + sheen * mix(palette[_HAIR_LIGHT, 0], 1.0, tint) + rimlight, g + sheen * mix(palette[_HAIR_LIGHT, 1], 1.0, tint) + rimlight,
-                bl + sheen * mix(palette[_HAIR_LIGHT, 2], 1.0, tint) + rimlight, label, shadow, open_sky)
-    light = spec ** shine * gloss * shadow + fresnel * 0.06 * open_sky
+        return (
+            r + sheen * mix(palette[_HAIR_LIGHT, 0], 1.0, tint) + rimlight,
+            g + sheen * mix(palette[_HAIR_LIGHT, 1], 1.0, tint) + rimlight,
+            bl + sheen * mix(palette[_HAIR_LIGHT, 2], 1.0, tint) + rimlight,
+            label,
+            shadow,
+            open_sky,
+        )
+    light = spec**shine * gloss * shadow + fresnel * 0.06 * open_sky
     return r + light, g + light * 0.97, bl + light * 0.93, label, shadow, open_sky

@@ -1,10 +1,11 @@
 """A formant synthesiser whose mouth is known: syllables become sound at 16 kHz and mouth shapes that follow it.
 
-Conventions: times in seconds from the start of an utterance, frequencies in hertz, sound in [-1, 1] at `SAMPLE_RATE`. The voice is
-a source and filter (Klatt, "Software for a cascade/parallel formant synthesizer", 1980): glottal pulses with jitter and shimmer and
-breath noise through a cascade of five formants whose targets move from phone to phone, plus noise bands for fricatives and bursts.
-Mouth shapes blend the phones' targets by dominance functions (Cohen & Massaro, "Modeling coarticulation in synthetic visual
-speech", 1993), so closed lips stay closed in /m/ and rounding spreads to the neighbours.
+Conventions: times in seconds from the start of an utterance, frequencies in hertz, sound in [-1, 1] at `SAMPLE_RATE`.
+The voice is a source and filter (Klatt, "Software for a cascade/parallel formant synthesizer", 1980): glottal pulses
+with jitter and shimmer and breath noise through a cascade of five formants whose targets move from phone to
+phone, plus noise bands for fricatives and bursts.
+Mouth shapes blend the phones' targets by dominance functions (Cohen & Massaro, "Modeling coarticulation in synthetic
+visual speech", 1993), so closed lips stay closed in /m/ and rounding spreads to the neighbours.
 """
 
 import math
@@ -87,11 +88,51 @@ PHONES: Dict[str, _Phone] = {
     "t": _Phone("stop", (220, 1700, 2600), 0.080, dict(jaw_open=0.14), 0.8, (4600.0, 2500.0, 0.65), 0.0),
     "g": _Phone("stop", (220, 2000, 2300), 0.070, dict(jaw_open=0.22), 0.6, (2200.0, 1200.0, 0.40), 0.25),
     "k": _Phone("stop", (220, 2000, 2300), 0.085, dict(jaw_open=0.22), 0.6, (2300.0, 1200.0, 0.65), 0.0),
-    "f": _Phone("fricative", (300, 1100, 2300), 0.090, dict(jaw_open=0.10, lip_roll_in=0.45, upper_lip_raise=0.15), 1.8, (6000.0, 4500.0, 0.22), 0.0),
-    "v": _Phone("fricative", (280, 1100, 2300), 0.070, dict(jaw_open=0.10, lip_roll_in=0.40, upper_lip_raise=0.12), 1.6, (5500.0, 4500.0, 0.10), 0.55),
-    "s": _Phone("fricative", (320, 1600, 2600), 0.100, dict(jaw_open=0.09, lip_corner_out=0.35, lower_lip_drop=0.25), 1.1, (5800.0, 2200.0, 0.55), 0.0),
-    "z": _Phone("fricative", (300, 1600, 2600), 0.080, dict(jaw_open=0.10, lip_corner_out=0.30, lower_lip_drop=0.20), 1.0, (5600.0, 2200.0, 0.28), 0.5),
-    "sh": _Phone("fricative", (320, 1700, 2300), 0.105, dict(jaw_open=0.12, funnel=0.75, pucker=0.25), 1.5, (3000.0, 1600.0, 0.50), 0.0),
+    "f": _Phone(
+        "fricative",
+        (300, 1100, 2300),
+        0.090,
+        dict(jaw_open=0.10, lip_roll_in=0.45, upper_lip_raise=0.15),
+        1.8,
+        (6000.0, 4500.0, 0.22),
+        0.0,
+    ),
+    "v": _Phone(
+        "fricative",
+        (280, 1100, 2300),
+        0.070,
+        dict(jaw_open=0.10, lip_roll_in=0.40, upper_lip_raise=0.12),
+        1.6,
+        (5500.0, 4500.0, 0.10),
+        0.55,
+    ),
+    "s": _Phone(
+        "fricative",
+        (320, 1600, 2600),
+        0.100,
+        dict(jaw_open=0.09, lip_corner_out=0.35, lower_lip_drop=0.25),
+        1.1,
+        (5800.0, 2200.0, 0.55),
+        0.0,
+    ),
+    "z": _Phone(
+        "fricative",
+        (300, 1600, 2600),
+        0.080,
+        dict(jaw_open=0.10, lip_corner_out=0.30, lower_lip_drop=0.20),
+        1.0,
+        (5600.0, 2200.0, 0.28),
+        0.5,
+    ),
+    "sh": _Phone(
+        "fricative",
+        (320, 1700, 2300),
+        0.105,
+        dict(jaw_open=0.12, funnel=0.75, pucker=0.25),
+        1.5,
+        (3000.0, 1600.0, 0.50),
+        0.0,
+    ),
     "h": _Phone("aspirate", (500, 1500, 2500), 0.060, dict(jaw_open=0.30), 0.3, (1500.0, 2500.0, 0.10), 0.10),
     "l": _Phone("liquid", (360, 1300, 2700), 0.065, dict(jaw_open=0.28), 0.6),
     "r": _Phone("liquid", (360, 1150, 1600), 0.070, dict(jaw_open=0.20, funnel=0.45), 0.9),
@@ -146,17 +187,24 @@ class Utterance:
 
 
 def draw_voice(index: int, rng: np.random.Generator) -> Voice:
-    """The voice of the person at that place: the first two fixed and far apart, further ones drawn between and beyond."""
+    """The voice of the person at that place: the first two fixed and far apart, further ones drawn between and
+    beyond."""
     if index == 0:
         return Voice(208.0, 2.6, 1.17, 0.10, 2600.0, 0.66, 0.008, 0.05, 1.0, 1.06, (3450.0, 4400.0))
     if index == 1:
         return Voice(104.0, 2.0, 0.93, 0.035, 1900.0, 0.50, 0.010, 0.06, 0.85, 0.98, (3250.0, 4000.0))
     high = index % 2 == 0
     return Voice(
-        pitch=float(rng.uniform(235, 265) if high else rng.uniform(138, 155)), pitch_range=float(rng.uniform(1.6, 3.0)),
-        formant_scale=float(rng.uniform(1.22, 1.30) if high else rng.uniform(1.00, 1.05)), breath=float(rng.uniform(0.03, 0.2)),
-        tilt=float(rng.uniform(1500, 3200)), open_quotient=float(rng.uniform(0.45, 0.7)), jitter=float(rng.uniform(0.006, 0.014)),
-        shimmer=float(rng.uniform(0.04, 0.09)), bandwidth=float(rng.uniform(0.8, 1.3)), rate=float(rng.uniform(0.92, 1.1)),
+        pitch=float(rng.uniform(235, 265) if high else rng.uniform(138, 155)),
+        pitch_range=float(rng.uniform(1.6, 3.0)),
+        formant_scale=float(rng.uniform(1.22, 1.30) if high else rng.uniform(1.00, 1.05)),
+        breath=float(rng.uniform(0.03, 0.2)),
+        tilt=float(rng.uniform(1500, 3200)),
+        open_quotient=float(rng.uniform(0.45, 0.7)),
+        jitter=float(rng.uniform(0.006, 0.014)),
+        shimmer=float(rng.uniform(0.04, 0.09)),
+        bandwidth=float(rng.uniform(0.8, 1.3)),
+        rate=float(rng.uniform(0.92, 1.1)),
         upper_formants=(float(rng.uniform(3150, 3700)), float(rng.uniform(4000, 4700))),
     )
 
@@ -228,15 +276,19 @@ def backchannel(voice: Voice, rng: np.random.Generator) -> Utterance:
 def mouth_shapes(utterance: Utterance, times: Float[np.ndarray, " num_frames"]) -> Float[np.ndarray, "num_frames E"]:
     """Expression coefficients of the mouth while an utterance is spoken.
 
-    Each phone i pulls towards its target with weight d_i exp(-|t - c_i| / (0.55 w_i))  (c_i its middle, w_i its length, d_i its
-    dominance); the shape is the weighted mean, and silence pulls towards the closed mouth.
+    Each phone i pulls towards its target with weight d_i exp(-|t - c_i| / (0.55 w_i))  (c_i its middle, w_i its
+    length, d_i its dominance); the shape is the weighted mean, and silence pulls towards the closed mouth.
 
     Args:
         utterance: What is said.
         times: Seconds from the start of the utterance.
     """
     index = {name: i for i, name in enumerate(EXPRESSION_NAMES)}
-    phones = [TimedPhone("sil", -0.25, 0.0), *utterance.phones, TimedPhone("sil", utterance.duration, utterance.duration + 0.25)]
+    phones = [
+        TimedPhone("sil", -0.25, 0.0),
+        *utterance.phones,
+        TimedPhone("sil", utterance.duration, utterance.duration + 0.25),
+    ]
     total = np.zeros((len(times), len(EXPRESSION_NAMES)))
     weights = np.zeros((len(times), 1))
     for phone in phones:
@@ -258,7 +310,9 @@ def mouth_shapes(utterance: Utterance, times: Float[np.ndarray, " num_frames"]) 
 
 @nb.njit(cache=True, fastmath=True)
 @no_type_check
-def _synthesise(formants, bandwidths, pitch, voiced, aspirated, open_quotient, tilt, jitter, shimmer, noise, wobble, step):
+def _synthesise(
+    formants, bandwidths, pitch, voiced, aspirated, open_quotient, tilt, jitter, shimmer, noise, wobble, step
+):
     """Glottal source through a formant cascade; control tracks change every `step` samples and are interpolated."""
     num_controls, num_formants = formants.shape
     out = np.zeros((num_controls - 1) * step)
@@ -319,9 +373,10 @@ def synthesise(utterance: Utterance, voice: Voice, rng: np.random.Generator) -> 
         rng: Draws noise, jitter and shimmer.
 
     Returns:
-        float32 samples at `SAMPLE_RATE`, root mean square of its voiced parts near 0.1, a tenth of a second longer than the utterance.
+        float32 samples at `SAMPLE_RATE`, root mean square of its voiced parts near 0.1, a tenth of a second longer
+        than the utterance.
     """
-    num_controls = int(math.ceil((utterance.duration + 0.1) * _CONTROL_RATE)) + 1
+    num_controls = math.ceil((utterance.duration + 0.1) * _CONTROL_RATE) + 1
     times = np.arange(num_controls) / _CONTROL_RATE
     step = SAMPLE_RATE // _CONTROL_RATE
     num_samples = (num_controls - 1) * step
@@ -355,13 +410,32 @@ def synthesise(utterance: Utterance, voice: Voice, rng: np.random.Generator) -> 
     nasal = gaussian_filter1d(nasal, 0.010 * _CONTROL_RATE)
     upper = np.array(voice.upper_formants) * voice.formant_scale
     formants = np.concatenate([formants, np.tile(np.minimum(upper, 7300.0), (num_controls, 1))], axis=1)
-    bandwidths = np.array([70.0, 95.0, 140.0, 230.0, 330.0]) * voice.bandwidth * (1.0 + 1.8 * nasal[:, None] + 0.6 * np.minimum(aspirated, 1.0)[:, None])
+    bandwidths = (
+        np.array([70.0, 95.0, 140.0, 230.0, 330.0])
+        * voice.bandwidth
+        * (1.0 + 1.8 * nasal[:, None] + 0.6 * np.minimum(aspirated, 1.0)[:, None])
+    )
 
     melody = np.interp(times, utterance.pitch_times, utterance.pitch_semitones)
-    melody = gaussian_filter1d(melody, 0.035 * _CONTROL_RATE) + 0.25 * gaussian_filter1d(rng.standard_normal(num_controls), 4.0) * 3.0
+    melody = (
+        gaussian_filter1d(melody, 0.035 * _CONTROL_RATE)
+        + 0.25 * gaussian_filter1d(rng.standard_normal(num_controls), 4.0) * 3.0
+    )
     pitch = voice.pitch * 2.0 ** (melody / 12.0)
-    sound = _synthesise(formants, bandwidths, pitch, voiced, aspirated, voice.open_quotient, voice.tilt, voice.jitter, voice.shimmer,
-                        rng.standard_normal(num_samples), rng.standard_normal(4096), step)
+    sound = _synthesise(
+        formants,
+        bandwidths,
+        pitch,
+        voiced,
+        aspirated,
+        voice.open_quotient,
+        voice.tilt,
+        voice.jitter,
+        voice.shimmer,
+        rng.standard_normal(num_samples),
+        rng.standard_normal(4096),
+        step,
+    )
     loud = np.sqrt(np.mean(sound[np.repeat(voiced[:-1] > 0.5, step)] ** 2)) if (voiced > 0.5).any() else 1.0
     sound = sound / max(loud, 1e-9) * 0.1
 
@@ -371,7 +445,11 @@ def synthesise(utterance: Utterance, voice: Voice, rng: np.random.Generator) -> 
         if last - first < 64:
             continue
         centre, width, level = spec.noise
-        band = _noise_band(min(centre * (0.4 + 0.6 * voice.formant_scale), 6800.0), width, rng.standard_normal(last - first))
-        envelope = np.clip((sample_times[first:last] - start) / 0.012, 0, 1) * np.clip((end + 0.012 - sample_times[first:last]) / 0.014, 0, 1)
+        band = _noise_band(
+            min(centre * (0.4 + 0.6 * voice.formant_scale), 6800.0), width, rng.standard_normal(last - first)
+        )
+        envelope = np.clip((sample_times[first:last] - start) / 0.012, 0, 1) * np.clip(
+            (end + 0.012 - sample_times[first:last]) / 0.014, 0, 1
+        )
         sound[first:last] += 0.055 * level / max(band.std(), 1e-9) * band * envelope
     return sound.astype(np.float32)

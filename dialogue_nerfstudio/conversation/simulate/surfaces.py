@@ -1,10 +1,10 @@
 """Signed distances of the parts of a procedural person: face, mouth, eyes, hair, ears, neck and clothed torso.
 
-Conventions: every function takes a point (x, y, z) in metres and a `rig` record (see `head_model.RIG_DTYPE`) and returns
-metres, negative inside. Head parts take points in head space (x towards the person's left, y up, z out of the nose,
-origin 0.07 m behind and 0.02 m below the midpoint of the eyes), torso parts in torso space (equal to person space for an
-unswayed torso). Unions are smooth (quadratic polynomial minimum), ellipsoids use the first-order distance k0 (k0 - 1) / k1,
-so values are bounds good enough to march along, not exact distances.
+Conventions: every function takes a point (x, y, z) in metres and a `rig` record (see `head_model.RIG_DTYPE`) and
+returns metres, negative inside. Head parts take points in head space (x towards the person's left, y up, z out of the
+nose, origin 0.07 m behind and 0.02 m below the midpoint of the eyes), torso parts in torso space (equal to person
+space for an unswayed torso). Unions are smooth (quadratic polynomial minimum), ellipsoids use the first-order distance
+k0 (k0 - 1) / k1, so values are bounds good enough to march along, not exact distances.
 """
 
 import math
@@ -61,8 +61,9 @@ def ellipsoid(x: float, y: float, z: float, rx: float, ry: float, rz: float) -> 
 
 @nb.njit(**_JIT)
 @no_type_check
-def capsule(x: float, y: float, z: float, ax: float, ay: float, az: float, bx: float, by: float, bz: float,
-            ra: float, rb: float) -> float:
+def capsule(
+    x: float, y: float, z: float, ax: float, ay: float, az: float, bx: float, by: float, bz: float, ra: float, rb: float
+) -> float:
     """Distance to a capsule from a to b whose radius goes linearly from ra to rb."""
     px, py, pz = x - ax, y - ay, z - az
     ex, ey, ez = bx - ax, by - ay, bz - az
@@ -94,7 +95,8 @@ def brow_offset(x: float, y: float, rig) -> float:
 @nb.njit(**_JIT)
 @no_type_check
 def skin(x: float, y: float, z: float, rig) -> float:
-    """Face skin without lids and lips: skull, cheeks, jaw, chin, brow ridge, nose, ears, with carved sockets and nostrils."""
+    """Face skin without lids and lips: skull, cheeks, jaw, chin, brow ridge, nose, ears, with carved sockets and
+    nostrils."""
     front = smooth_step(-0.04, 0.05, z)
     drop = rig.jaw_drop
     weight = front * smooth_step(-0.030, rig.chin_y + 0.012 - drop, y)
@@ -112,33 +114,81 @@ def skin(x: float, y: float, z: float, rig) -> float:
             return d - 0.03
         if yr < 0.0:
             # Jaw angle: from below the ear to the chin.
-            d = smooth_min(d, capsule(ax, yr, zr, rig.jaw_corner_x, -0.050, 0.0, 0.022, rig.chin_y + 0.018, 0.054, 0.013, 0.013), 0.03)
+            d = smooth_min(
+                d,
+                capsule(ax, yr, zr, rig.jaw_corner_x, -0.050, 0.0, 0.022, rig.chin_y + 0.018, 0.054, 0.013, 0.013),
+                0.03,
+            )
         if z > 0.0:
             if yr < -0.03:
-                d = smooth_min(d, ellipsoid(ax, yr - rig.chin_y - 0.017, zr - rig.chin_z + 0.017, rig.chin_r * 1.25, rig.chin_r, 0.018), 0.026)
+                d = smooth_min(
+                    d,
+                    ellipsoid(
+                        ax, yr - rig.chin_y - 0.017, zr - rig.chin_z + 0.017, rig.chin_r * 1.25, rig.chin_r, 0.018
+                    ),
+                    0.026,
+                )
             if yr > -0.07:
                 cheek_up = rig.cheek_left if x > 0.0 else rig.cheek_right
-                d = smooth_min(d, ellipsoid(ax - 0.041, yr + 0.013 - cheek_up, zr - 0.044 - 0.25 * cheek_up,
-                                            0.020, 0.018, 0.0205 * rig.cheek_size), 0.026)
+                d = smooth_min(
+                    d,
+                    ellipsoid(
+                        ax - 0.041,
+                        yr + 0.013 - cheek_up,
+                        zr - 0.044 - 0.25 * cheek_up,
+                        0.020,
+                        0.018,
+                        0.0205 * rig.cheek_size,
+                    ),
+                    0.026,
+                )
             if yr < 0.01:
                 # The muzzle carries the lips forward.
                 d = smooth_min(d, ellipsoid(ax, yr + 0.046, zr - 0.052, 0.029, 0.026, rig.muzzle_z), 0.024)
     if z > 0.02:
         if y > 0.0 and y < 0.08:
             ridge_up = 0.4 * (rig.brow_raise_left if x > 0.0 else rig.brow_raise_right)
-            d = smooth_min(d, capsule(ax, y, z, 0.010, 0.037, 0.068, 0.045, 0.040 + ridge_up, 0.053, 0.0095, 0.0085), 0.014)
+            d = smooth_min(
+                d, capsule(ax, y, z, 0.010, 0.037, 0.068, 0.045, 0.040 + ridge_up, 0.053, 0.0095, 0.0085), 0.014
+            )
             # Socket before the nose, so that the bridge keeps its width.
-            d = smooth_max(d, -ellipsoid(ax - rig.eye_x - 0.001, y - rig.eye_y, z - rig.eye_z - 0.013, 0.0172, 0.0132, 0.0170), 0.010)
+            d = smooth_max(
+                d,
+                -ellipsoid(ax - rig.eye_x - 0.001, y - rig.eye_y, z - rig.eye_z - 0.013, 0.0172, 0.0132, 0.0170),
+                0.010,
+            )
             if y > 0.015 and y < 0.065 and d < 0.02:
                 d -= 0.0016 * smooth_step(0.003, -0.002, brow_offset(x, y, rig))
         if ax < 0.06 and y < 0.08 and y > -0.075:
-            n = capsule(ax, y, z, 0.0, 0.030, 0.070, 0.0, rig.nose_tip_y + 0.006, rig.nose_tip_z - 0.009, 0.0075, rig.nose_r * 0.9)
+            n = capsule(
+                ax,
+                y,
+                z,
+                0.0,
+                0.030,
+                0.070,
+                0.0,
+                rig.nose_tip_y + 0.006,
+                rig.nose_tip_z - 0.009,
+                0.0075,
+                rig.nose_r * 0.9,
+            )
             if y < 0.03:
-                n = smooth_min(n, ellipsoid(ax, y - rig.nose_tip_y, z - rig.nose_tip_z + 0.010, rig.nose_r * 1.1, rig.nose_r, 0.0105), 0.008)
+                n = smooth_min(
+                    n,
+                    ellipsoid(ax, y - rig.nose_tip_y, z - rig.nose_tip_z + 0.010, rig.nose_r * 1.1, rig.nose_r, 0.0105),
+                    0.008,
+                )
                 ala_y = rig.nose_tip_y - 0.004 + rig.nose_wrinkle
-                n = smooth_min(n, ellipsoid(ax - rig.nose_width, y - ala_y, z - rig.nose_tip_z + 0.020, 0.0068, 0.0066, 0.0095), 0.007)
+                n = smooth_min(
+                    n,
+                    ellipsoid(ax - rig.nose_width, y - ala_y, z - rig.nose_tip_z + 0.020, 0.0068, 0.0066, 0.0095),
+                    0.007,
+                )
                 d = smooth_min(d, n, 0.012)
-                nostril = ellipsoid(ax - rig.nose_width * 0.60, y - ala_y + 0.0068, z - rig.nose_tip_z + 0.015, 0.0036, 0.0028, 0.0060)
+                nostril = ellipsoid(
+                    ax - rig.nose_width * 0.60, y - ala_y + 0.0068, z - rig.nose_tip_z + 0.015, 0.0036, 0.0028, 0.0060
+                )
                 d = smooth_max(d, -nostril, 0.0025)
             else:
                 d = smooth_min(d, n, 0.012)
@@ -147,7 +197,9 @@ def skin(x: float, y: float, z: float, rig) -> float:
     if ex > -0.03 and abs(y) < 0.06 and abs(z + 0.022) < 0.05:
         tilt = z + 0.022 + 0.25 * (y - 0.002)
         ear = ellipsoid(ex - 0.35 * (-tilt) * 0.5, y - 0.002, tilt, 0.0085, 0.031 * rig.ear_size, 0.018 * rig.ear_size)
-        ear = smooth_max(ear, -ellipsoid(ex - 0.010, y - 0.004, tilt - 0.003, 0.008, 0.020 * rig.ear_size, 0.0105), 0.005)
+        ear = smooth_max(
+            ear, -ellipsoid(ex - 0.010, y - 0.004, tilt - 0.003, 0.008, 0.020 * rig.ear_size, 0.0105), 0.005
+        )
         d = smooth_min(d, ear, 0.006)
     return d
 
@@ -246,12 +298,13 @@ def tongue(x: float, y: float, z: float, rig) -> float:
 @nb.njit(**_JIT)
 @no_type_check
 def lid_edges(ax: float, rig, left: bool):
-    """Elevations (rad) of the upper and lower lid edge at distance ax (m) from the eye's own axis towards the temple."""
+    """Elevations (rad) of the upper and lower lid edge at distance ax (m) from the eye's own axis towards the
+    temple."""
     s = (ax - 0.0004) / rig.eye_half_width
     t = max(1.0 - s * s, 0.0)
     # A rounder upper edge whose highest point sits slightly towards the nose.
-    shape = t ** 0.72 * (1.0 - 0.13 * s)
-    low_shape = t ** 0.85 * (1.0 + 0.10 * s)
+    shape = t**0.72 * (1.0 - 0.13 * s)
+    low_shape = t**0.85 * (1.0 + 0.10 * s)
     corner = rig.eye_tilt * s
     upper = corner + (rig.lid_upper_left if left else rig.lid_upper_right) * shape
     lower = corner - (rig.lid_lower_left if left else rig.lid_lower_right) * low_shape
@@ -273,7 +326,9 @@ def lid_opening(x: float, y: float, z: float, rig) -> float:
 @no_type_check
 def lids(x: float, y: float, z: float, rig) -> float:
     """Eyelids: a shell just outside the eyeball, cut open between the lid edges."""
-    shell = ellipsoid(abs(x) - rig.eye_x, y - rig.eye_y, z - rig.eye_z, rig.eye_r * 1.16, rig.eye_r + 0.0017, rig.eye_r + 0.0017)
+    shell = ellipsoid(
+        abs(x) - rig.eye_x, y - rig.eye_y, z - rig.eye_z, rig.eye_r * 1.16, rig.eye_r + 0.0017, rig.eye_r + 0.0017
+    )
     return smooth_max(shell, lid_opening(x, y, z, rig), 0.0012)
 
 
@@ -306,9 +361,16 @@ def value_noise(x: float, y: float, z: float) -> float:
     i, j, k = int(fx), int(fy), int(fz)
     u, v, w = x - fx, y - fy, z - fz
     u, v, w = u * u * (3 - 2 * u), v * v * (3 - 2 * v), w * w * (3 - 2 * w)
-    a = mix(mix(hash_noise(i, j, k), hash_noise(i + 1, j, k), u), mix(hash_noise(i, j + 1, k), hash_noise(i + 1, j + 1, k), u), v)
-    b = mix(mix(hash_noise(i, j, k + 1), hash_noise(i + 1, j, k + 1), u),
-            mix(hash_noise(i, j + 1, k + 1), hash_noise(i + 1, j + 1, k + 1), u), v)
+    a = mix(
+        mix(hash_noise(i, j, k), hash_noise(i + 1, j, k), u),
+        mix(hash_noise(i, j + 1, k), hash_noise(i + 1, j + 1, k), u),
+        v,
+    )
+    b = mix(
+        mix(hash_noise(i, j, k + 1), hash_noise(i + 1, j, k + 1), u),
+        mix(hash_noise(i, j + 1, k + 1), hash_noise(i + 1, j + 1, k + 1), u),
+        v,
+    )
     return mix(a, b, w)
 
 
@@ -322,7 +384,9 @@ def hair(x: float, y: float, z: float, rig) -> float:
     wx = x - rig.part_x
     rise = rig.hairline + rig.part_notch * math.exp(-wx * wx * 900.0)
     window = ellipsoid(x, y - rise + 0.088, z - 0.100, rig.window_x, 0.088, 0.088)
-    window = min(window, max(ellipsoid(x, y + 0.040, z - 0.085, rig.window_x * rig.window_low, 0.13, rig.window_depth), y - 0.02))
+    window = min(
+        window, max(ellipsoid(x, y + 0.040, z - 0.085, rig.window_x * rig.window_low, 0.13, rig.window_depth), y - 0.02)
+    )
     # So deep inside the window nothing else matters, not even to the occlusion of the skin there.
     if window < -0.05:
         return -window
@@ -334,14 +398,22 @@ def hair(x: float, y: float, z: float, rig) -> float:
     if long_hair:
         low = 0.045 - rig.hair_length
         ax = abs(x)
-        c = capsule(ax, y, z, 0.054 + 0.3 * v, 0.06, -0.012, 0.062 + rig.hair_flare, low + 0.02, -0.004, 0.028, rig.hair_tip)
-        c = smooth_min(c, ellipsoid(x, y - 0.5 * (0.05 + low), z + 0.056, 0.064 + 0.5 * rig.hair_flare, 0.5 * rig.hair_length + 0.05, 0.042), 0.03)
+        c = capsule(
+            ax, y, z, 0.054 + 0.3 * v, 0.06, -0.012, 0.062 + rig.hair_flare, low + 0.02, -0.004, 0.028, rig.hair_tip
+        )
+        c = smooth_min(
+            c,
+            ellipsoid(
+                x, y - 0.5 * (0.05 + low), z + 0.056, 0.064 + 0.5 * rig.hair_flare, 0.5 * rig.hair_length + 0.05, 0.042
+            ),
+            0.03,
+        )
         d = smooth_max(smooth_min(d, c, 0.035), low - y, 0.014)
     if rig.quiff > 0.0:
         q = ellipsoid(x - rig.part_x * 0.6, y - 0.112, z - 0.048, 0.054, 0.016 + 0.6 * rig.quiff, 0.034)
         d = smooth_min(d, q, 0.03)
     if rig.bun > 0.0:
-        d = smooth_min(d, ellipsoid(x, y - 0.150, z + 0.055, rig.bun, rig.bun * 0.9, rig.bun), 0.01)
+        d = smooth_min(d, ellipsoid(x, y - 0.136, z + 0.050, rig.bun, rig.bun * 0.9, rig.bun), 0.01)
     if d > 0.012:
         return max(d, -window)
     if d > -0.012:
@@ -388,10 +460,32 @@ def head(x: float, y: float, z: float, rig) -> float:
 @no_type_check
 def neck(x: float, y: float, z: float, rig) -> float:
     """The neck in person space: two capsules from the swaying torso to the moving head, so that it follows both."""
-    d = capsule(x, y, z, rig.neck_base_x, rig.neck_base_y, rig.neck_base_z, rig.neck_mid_x, rig.neck_mid_y, rig.neck_mid_z,
-                rig.neck_r * 1.08, rig.neck_r)
-    e = capsule(x, y, z, rig.neck_mid_x, rig.neck_mid_y, rig.neck_mid_z, rig.neck_top_x, rig.neck_top_y, rig.neck_top_z,
-                rig.neck_r, rig.neck_r * 0.94)
+    d = capsule(
+        x,
+        y,
+        z,
+        rig.neck_base_x,
+        rig.neck_base_y,
+        rig.neck_base_z,
+        rig.neck_mid_x,
+        rig.neck_mid_y,
+        rig.neck_mid_z,
+        rig.neck_r * 1.08,
+        rig.neck_r,
+    )
+    e = capsule(
+        x,
+        y,
+        z,
+        rig.neck_mid_x,
+        rig.neck_mid_y,
+        rig.neck_mid_z,
+        rig.neck_top_x,
+        rig.neck_top_y,
+        rig.neck_top_z,
+        rig.neck_r,
+        rig.neck_r * 0.94,
+    )
     return smooth_min(d, e, 0.02)
 
 
@@ -401,8 +495,14 @@ def torso_body(x: float, y: float, z: float, rig) -> float:
     """Chest, shoulders and trapezius in torso space, without collar."""
     ax = abs(x)
     d = ellipsoid(ax, y + 0.345, z + 0.030, rig.chest_x, 0.170, 0.105)
-    d = smooth_min(d, capsule(ax, y, z, 0.055, -0.190, -0.040, rig.shoulder_x, rig.shoulder_y, -0.045, 0.045, 0.052), 0.05)
-    d = smooth_min(d, capsule(ax, y, z, rig.shoulder_x, rig.shoulder_y, -0.045, rig.shoulder_x + 0.035, -0.44, -0.03, 0.052, 0.047), 0.03)
+    d = smooth_min(
+        d, capsule(ax, y, z, 0.055, -0.190, -0.040, rig.shoulder_x, rig.shoulder_y, -0.045, 0.045, 0.052), 0.05
+    )
+    d = smooth_min(
+        d,
+        capsule(ax, y, z, rig.shoulder_x, rig.shoulder_y, -0.045, rig.shoulder_x + 0.035, -0.44, -0.03, 0.052, 0.047),
+        0.03,
+    )
     d = smooth_min(d, capsule(ax, y, z, 0.030, -0.125, -0.058, 0.100, -0.180, -0.050, 0.022, 0.030), 0.04)
     return d
 
@@ -431,7 +531,9 @@ def collar(x: float, y: float, z: float, rig) -> float:
         yr = y + 0.158 + 0.50 * zc
         ring = math.sqrt(ax * ax + zc * zc * 0.85) - rig.neck_r * 1.38
         fold = 0.020 + 0.008 * smooth_step(0.02, -0.05, zc)
-        return smooth_max((math.sqrt(ring * ring + (yr * 0.55) ** 2) - fold) * 0.8, 0.011 - ax if zc > 0.0 else -FAR, 0.01)
+        return smooth_max(
+            (math.sqrt(ring * ring + (yr * 0.55) ** 2) - fold) * 0.8, 0.011 - ax if zc > 0.0 else -FAR, 0.01
+        )
     body = torso_body(x, y, z, rig)
     edge = lapel(x, y)
     return max(body - 0.006, edge) * 0.8 if z > -0.05 else FAR
@@ -482,7 +584,9 @@ WHOLE = HEAD_PART | NECK_PART | TORSO_PART
 
 @nb.njit(**_JIT)
 @no_type_check
-def scene(x: float, y: float, z: float, head_rotation, head_translation, torso_rotation, torso_translation, rig, parts: int) -> float:
+def scene(
+    x: float, y: float, z: float, head_rotation, head_translation, torso_rotation, torso_translation, rig, parts: int
+) -> float:
     """Distance to the named parts of the person (a bit set, `WHOLE` for all) at a person-space point."""
     d = FAR
     if parts & HEAD_PART:

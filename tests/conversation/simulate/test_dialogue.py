@@ -1,5 +1,7 @@
 """Behaviour: turns alternate, listeners answer after their cause, blinks and poses stay human."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
@@ -18,7 +20,7 @@ def dialogue():
 
 def test_same_seed_same_dialogue(dialogue):
     again, other = act_dialogue(2, FRAMES, FPS, seed=3), act_dialogue(2, FRAMES, FPS, seed=4)
-    for ours, theirs in zip(dialogue.performances, again.performances):
+    for ours, theirs in zip(dialogue.performances, again.performances, strict=True):
         np.testing.assert_array_equal(ours.head_pose, theirs.head_pose)
         np.testing.assert_array_equal(ours.expression, theirs.expression)
     assert dialogue.segments == again.segments != other.segments
@@ -27,7 +29,7 @@ def test_same_seed_same_dialogue(dialogue):
 def test_everybody_speaks_and_nobody_twice_in_a_row(dialogue):
     main = [turn for turn in dialogue.turns if not turn.is_backchannel]
     assert {turn.participant for turn in main} == {0, 1}
-    assert all(a.participant != b.participant and a.end < b.start for a, b in zip(main, main[1:]))
+    assert all(a.participant != b.participant and a.end < b.start for a, b in pairwise(main))
     assert all(0 <= s.start < s.end <= FRAMES / FPS for s in dialogue.segments)
 
 
@@ -38,8 +40,12 @@ def test_responses_come_after_their_cause(dialogue):
     # The cause of a nod is the end of something that somebody else said.
     for response in dialogue.responses:
         if response.kind == "nod":
-            ends = [turn.start + end for turn in dialogue.turns if turn.participant != response.participant
-                    for _, end in turn.utterance.speech_spans(bridge=0.10)]
+            ends = [
+                turn.start + end
+                for turn in dialogue.turns
+                if turn.participant != response.participant
+                for _, end in turn.utterance.speech_spans(bridge=0.10)
+            ]
             assert min(abs(end - response.cause) for end in ends) < 1e-6
 
 
@@ -64,7 +70,11 @@ def test_blinks_of_truth_are_in_the_curves(dialogue):
             assert performance.blink[frames].max() > 0.85
         assert (performance.blink[:, 0] < 0.05).mean() > 0.75
         acted = {time for time, _ in performance.blinks}
-        assert all(response.time in acted for response in dialogue.responses if response.participant == who and response.kind == "blink")
+        assert all(
+            response.time in acted
+            for response in dialogue.responses
+            if response.participant == who and response.kind == "blink"
+        )
 
 
 def test_motion_is_human(dialogue):
@@ -79,8 +89,10 @@ def test_motion_is_human(dialogue):
 
 
 def test_torso_follows_the_head_later(dialogue):
-    head, torso = (np.concatenate([getattr(p, name)[:, 1] - getattr(p, name)[:, 1].mean() for p in dialogue.performances])
-                   for name in ("head_pose", "torso_pose"))
+    head, torso = (
+        np.concatenate([getattr(p, name)[:, 1] - getattr(p, name)[:, 1].mean() for p in dialogue.performances])
+        for name in ("head_pose", "torso_pose")
+    )
     lags = range(-12, 25)
     correlation = [np.corrcoef(head[25:-25], np.roll(torso, -lag)[25:-25])[0, 1] for lag in lags]
     best = list(lags)[int(np.argmax(correlation))]

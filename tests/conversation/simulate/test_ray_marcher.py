@@ -13,7 +13,9 @@ DISTANCE = 0.85
 
 def camera(size: int = SIZE, position=(0.0, -0.035, DISTANCE), rotation=None) -> Camera:
     rotation = np.eye(3) if rotation is None else rotation
-    return Camera(size, size, 2.0 * size, size / 2, size / 2, np.concatenate([rotation, np.array(position)[:, None]], axis=1))
+    return Camera(
+        size, size, 2.0 * size, size / 2, size / 2, np.concatenate([rotation, np.array(position)[:, None]], axis=1)
+    )
 
 
 def close_up(height: float, size: int = SIZE) -> Camera:
@@ -126,15 +128,19 @@ def test_yaw_turns_the_nose_to_the_right_of_the_picture(person):
 
 
 def test_head_pose_equals_moving_the_camera(person):
-    """Turning and shifting head and torso together is the same view as moving the camera the other way, but for light and background."""
+    """Turning and shifting head and torso together is the same view as moving the camera the other way, but for light
+    and background."""
     angle, shift = 0.25, np.array([0.01, 0.0, -0.02])
     turn = Rotation.from_euler("Y", angle)
     moved = state()
     moved.head_pose[:3], moved.head_pose[3:] = turn.as_rotvec(), shift
     _, labels, depth = render_person(person, moved, camera())
     back = turn.inv()
-    _, labels_camera, depth_camera = render_person(person, state(), camera(
-        position=back.apply(np.array([0.0, -0.035, DISTANCE]) - shift), rotation=back.as_matrix()))
+    _, labels_camera, depth_camera = render_person(
+        person,
+        state(),
+        camera(position=back.apply(np.array([0.0, -0.035, DISTANCE]) - shift), rotation=back.as_matrix()),
+    )
     head, head_camera = labels == 3, labels_camera == 3
     # The neck and torso differ, so compare where both see the head.
     both = head & head_camera

@@ -1,11 +1,21 @@
 """The synthesiser: lengths, pitch, voices that differ, and mouths that follow their sound."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from dialogue_nerfstudio.conversation import EXPRESSION_NAMES
 from dialogue_nerfstudio.conversation.simulate.speech import (
-    PHONES, SAMPLE_RATE, TimedPhone, Utterance, backchannel, compose_utterance, draw_voice, mouth_shapes, synthesise,
+    PHONES,
+    SAMPLE_RATE,
+    TimedPhone,
+    Utterance,
+    backchannel,
+    compose_utterance,
+    draw_voice,
+    mouth_shapes,
+    synthesise,
 )
 
 JAW, PRESS, PUCKER = (EXPRESSION_NAMES.index(name) for name in ("jaw_open", "lip_press", "pucker"))
@@ -61,7 +71,10 @@ def test_stops_are_silent_and_silence_is_silence():
 def test_mouth_follows_the_phones():
     times = np.arange(0, 1.2, 0.02)
     shapes = mouth_shapes(say("aa", "m", "aa", "uw", "sil", "aa"), times)
-    at = lambda time: shapes[np.argmin(np.abs(times - time))]  # noqa: E731
+
+    def at(time: float) -> np.ndarray:
+        return shapes[np.argmin(np.abs(times - time))]
+
     assert at(0.1)[JAW] > 0.5 and at(0.3)[JAW] < 0.2 and at(0.5)[JAW] > 0.5
     assert at(0.3)[PRESS] > 0.5 and at(0.1)[PRESS] < 0.2
     assert at(0.7)[PUCKER] > 0.7 and at(0.1)[PUCKER] < 0.1
@@ -76,9 +89,11 @@ def test_utterance_keeps_its_length_and_seed():
     for seconds in (0.6, 2.0, 5.0):
         utterance = compose_utterance(seconds, voice, np.random.default_rng(3))
         assert seconds - 0.6 < utterance.duration <= seconds + 1e-6
-        assert all(a.end == pytest.approx(b.start) for a, b in zip(utterance.phones, utterance.phones[1:]))
+        assert all(a.end == pytest.approx(b.start) for a, b in pairwise(utterance.phones))
         again = compose_utterance(seconds, voice, np.random.default_rng(3))
         assert again.phones == utterance.phones
-        np.testing.assert_array_equal(synthesise(utterance, voice, np.random.default_rng(4)), synthesise(again, voice, np.random.default_rng(4)))
+        np.testing.assert_array_equal(
+            synthesise(utterance, voice, np.random.default_rng(4)), synthesise(again, voice, np.random.default_rng(4))
+        )
     assert 0.2 < backchannel(voice, np.random.default_rng(0)).duration < 0.6
     assert all(set(phone.mouth) for name, phone in PHONES.items() if name != "sil")

@@ -15,6 +15,11 @@ def simulated():
     return simulate_people(CONFIG)
 
 
+def ratio(points: np.ndarray, a: int, b: int, c: int, d: int) -> float:
+    """Length of a-b relative to c-d."""
+    return float(np.linalg.norm(points[a] - points[b]) / np.linalg.norm(points[c] - points[d]))
+
+
 @pytest.mark.parametrize("who", [0, 1])
 def test_mediapipe_follows_the_face(simulated, who):
     mediapipe = pytest.importorskip("mediapipe", reason="mediapipe 0.10.9 has wheels for Python 3.10 and 3.11 only")
@@ -31,10 +36,8 @@ def test_mediapipe_follows_the_face(simulated, who):
         meshes = mesher.process(image).multi_face_landmarks
         assert meshes, f"frame {frame}"
         points = np.array([(mark.x, mark.y) for mark in meshes[0].landmark]) * CONFIG.size
-        length = lambda a, b: float(np.linalg.norm(points[a] - points[b]))  # noqa: E731
-        eyes = length(33, 263)
-        openness.append(0.5 * (length(385, 380) / length(362, 263) + length(160, 144) / length(33, 133)))
-        gap.append(length(13, 14) / eyes)
+        openness.append(0.5 * (ratio(points, 385, 380, 362, 263) + ratio(points, 160, 144, 33, 133)))
+        gap.append(ratio(points, 13, 14, 33, 263))
     motion = person.motion
     assert np.corrcoef(gap, motion.expression[frames, EXPRESSION_NAMES.index("jaw_open")])[0, 1] > 0.8
     openness, blink = np.array(openness), motion.blink[frames, 0]
@@ -48,7 +51,9 @@ def test_silero_hears_the_speech(simulated):
     _, dialogue = simulated
     _, mix = speak_dialogue(dialogue, int(CONFIG.seconds * 16000), CONFIG.seed)
     heard = np.zeros(len(mix), bool)
-    for span in silero_vad.get_speech_timestamps(torch.from_numpy(mix), silero_vad.load_silero_vad(), sampling_rate=16000):
+    for span in silero_vad.get_speech_timestamps(
+        torch.from_numpy(mix), silero_vad.load_silero_vad(), sampling_rate=16000
+    ):
         heard[span["start"] : span["end"]] = True
     true = np.zeros(len(mix), bool)
     for segment in dialogue.segments:
