@@ -1,4 +1,4 @@
-"""A tiny conversation with a known answer, in a second: ellipsoid heads and shoulders over a plate, drawn by ray casting.
+"""A tiny conversation with a known answer, in a second: ellipsoid heads and shoulders over a plate, ray cast.
 
 Two people take turns: whoever speaks moves the jaw, everybody nods and blinks. It has every file of a processed one.
 """

@@ -5,6 +5,7 @@ Wav2Lip's audio encoder (3×3 convolutions with residual blocks, strides 3·3·3
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import List
 
 import torch
@@ -46,7 +47,9 @@ class ResidualConv(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.norm = nn.GroupNorm(1, channels)
 
-    def forward(self, features: Float[Tensor, "batch channels mels steps"]) -> Float[Tensor, "batch channels mels steps"]:
+    def forward(
+        self, features: Float[Tensor, "batch channels mels steps"]
+    ) -> Float[Tensor, "batch channels mels steps"]:
         return F.relu(self.norm(self.conv(features)) + features)
 
 
@@ -87,7 +90,7 @@ class SmoothingAttention(nn.Module):
         super().__init__()
         channels = [code_size, 16, 8, 4, 2, 1]
         layers: List[nn.Module] = []
-        for inputs, outputs in zip(channels[:-1], channels[1:], strict=True):
+        for inputs, outputs in pairwise(channels):
             layers += [nn.Conv1d(inputs, outputs, 3, padding=1), nn.LeakyReLU(0.02)]
         self.convolutions = nn.Sequential(*layers)
         self.weights = nn.Linear(SMOOTHING_WINDOW, SMOOTHING_WINDOW)

@@ -5,7 +5,7 @@ Conventions: positions are metres in head space, directions unit vectors in head
 """
 
 from dataclasses import dataclass, field
-from typing import List, Literal, Optional, Sequence, Tuple
+from typing import Literal, Sequence, Tuple
 
 import torch
 from jaxtyping import Float, Int
@@ -78,21 +78,28 @@ class HeadField(nn.Module):
 
     DialogueNeRF section 4.2 conditions colour and density on the signal; the gate over space is ER-NeRF's region
     attention: a weight for each region and sample multiplies the signal, here through a matrix a frame and region, so
-    that the cost does not grow with the signal's width.
+    that the cost does not grow with the signal's width. The signal also adds to the first layer's weights, gated
+    likewise: a learned product of signal and grid features. The gated sum alone left lips almost still for the first
+    thousands of steps.
     """
 
-    def __init__(self, config: HeadFieldConfig, sharing: GridSharing, boxes: Float[Tensor, "p 2 3"], face: int, eyes: int):
+    def __init__(
+        self, config: HeadFieldConfig, sharing: GridSharing, boxes: Float[Tensor, "p 2 3"], face: int, eyes: int
+    ):
         super().__init__()
         self.config = config
         width, regions = config.hidden_width, config.face_regions + config.eye_regions
         self.codes = LatentCodes(len(boxes), config.latent_size)
         self.grid = ParticipantGrids(config.grid, sharing, boxes)
-        self.gate = nn.Sequential(nn.Linear(self.grid.out_dim, 16), nn.ReLU(), nn.Linear(16, regions))
+        self.gate = nn.Sequential(nn.Linear(self.grid.out_dim, 16), nn.ReLU(), nn.Linear(16, regions + 1))
 
         self.density_input = nn.Linear(self.grid.out_dim, width, bias=False)
         self.density_code = nn.Linear(config.latent_size, width)
         self.density_face = nn.Linear(face, config.face_regions * width, bias=False)
         self.density_eyes = nn.Linear(eyes, config.eye_regions * width, bias=False)
+        self.density_modulation = nn.Linear(face + eyes, self.grid.out_dim * width, bias=False)
+        # Four times torch's start, so that the signal's share of the first layer is not drowned by the grid's.
+        self.density_modulation.weight.data *= 4.0
         self.density_hidden = nn.Sequential(
             *hidden_layers(width, config.density_layers), nn.Linear(width, 1 + config.geometry_features)
         )
@@ -105,10 +112,13 @@ class HeadField(nn.Module):
         self.colour_hidden = nn.Sequential(*hidden_layers(width, config.colour_layers), nn.Linear(width, 3))
 
     def gates(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n regions"]:
-        """Region attention: how much each part of the signal matters at each sample, 0 … 1."""
+        """Region attention: how much each part of the signal matters at each sample, 0 … 1; last, how much it changes
+        the first layer's weights."""
         return torch.sigmoid(self.gate(features))
 
-    def _signal_matrices(self, face_layer: nn.Linear, eyes_layer: nn.Linear, signal: HeadSignal) -> Float[Tensor, "f r w"]:
+    def _signal_matrices(
+        self, face_layer: nn.Linear, eyes_layer: nn.Linear, signal: HeadSignal
+    ) -> Float[Tensor, "f r w"]:
         num_frames = signal.face.shape[0]
         return torch.cat(
             [
@@ -133,15 +143,19 @@ class HeadField(nn.Module):
         gates = self.gates(features)
         shape_code, _ = self.codes.of(participant)
         num_frames = signal.face.shape[0]
+        modulation = self.density_modulation(torch.cat([signal.face, signal.eyes], dim=-1))
         matrices = torch.cat(
             [
                 self.density_input.weight.t().expand(num_frames, -1, -1),
+                modulation.view(num_frames, features.shape[-1], -1),
                 self._signal_matrices(self.density_face, self.density_eyes, signal),
                 self.density_code(shape_code).expand(num_frames, 1, -1),
             ],
             dim=1,
         )
-        inputs = torch.cat([features, gates, gates.new_ones(gates.shape[0], 1)], dim=-1)
+        inputs = torch.cat(
+            [features, features * gates[:, -1:], gates[:, :-1], gates.new_ones(gates.shape[0], 1)], dim=-1
+        )
         output = self.density_hidden(frame_matmul(inputs, matrices, counts))
         return exponential_density(output[:, 0], self.config.initial_density), output[:, 1:], gates
 
@@ -171,5 +185,7 @@ class HeadField(nn.Module):
             dim=1,
         )
         per_ray = self.colour_direction(direction_encoding(directions)) + self.colour_code(appearance_code)
-        hidden = frame_matmul(torch.cat([geometry, gates], dim=-1), matrices, counts) + per_ray.index_select(0, rays)
+        hidden = frame_matmul(torch.cat([geometry, gates[:, :-1]], dim=-1), matrices, counts) + per_ray.index_select(
+            0, rays
+        )
         return torch.sigmoid(self.colour_hidden(hidden))

@@ -69,7 +69,11 @@ class TorsoField(nn.Module):
         self.colour_output = nn.Linear(width, 3, bias=False)
 
     def density(
-        self, positions: Float[Tensor, "n 3"], participant: int, et: Float[Tensor, "num_frames 6"], counts: Sequence[int]
+        self,
+        positions: Float[Tensor, "n 3"],
+        participant: int,
+        et: Float[Tensor, "num_frames 6"],
+        counts: Sequence[int],
     ) -> Tuple[Float[Tensor, " n"], Float[Tensor, "n width"], Float[Tensor, "n 3"]]:
         """(density, geometry features, deformation) of samples; the deformation is x′ − x in halves of the torso's box.
 

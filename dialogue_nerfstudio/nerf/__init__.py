@@ -1,1 +1,1 @@
-"""nerfstudio's side: dataparser, datamanager, model, pipeline, viewer panel. Only this room and cli/ know nerfstudio."""
+"""nerfstudio's side: dataparser, datamanager, model, pipeline, viewer panel. Only it and cli/ know nerfstudio."""

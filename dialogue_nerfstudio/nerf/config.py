@@ -1,6 +1,8 @@
-"""The method `dialogue-nerf` as nerfstudio finds it; sizes by device, so that a saved config does not depend on where it loads."""
+"""The method `dialogue-nerf` as nerfstudio finds it, with sizes chosen here, by device, and saved with a run."""
 
 import torch
+from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
+from nerfstudio.plugins.types import MethodSpecification
 
 from dialogue_nerfstudio.encodings.hash_grid import HashGridConfig
 from dialogue_nerfstudio.fields.audio_net import AudioNetConfig
@@ -14,8 +16,6 @@ from dialogue_nerfstudio.nerf.model import DialogueModelConfig
 from dialogue_nerfstudio.nerf.pipeline import DialoguePipelineConfig
 from dialogue_nerfstudio.nerf.trainer import DialogueTrainerConfig, FusedAdamConfig, RunDecayConfig
 from dialogue_nerfstudio.rendering.occupancy import OccupancyGridConfig
-from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
-from nerfstudio.plugins.types import MethodSpecification
 
 
 def cpu_pipeline() -> DialoguePipelineConfig:
@@ -33,7 +33,7 @@ def cuda_pipeline() -> DialoguePipelineConfig:
             dataparser=ConversationDataParserConfig(resolution=512),
             train_num_rays_per_batch=16384,
             eval_num_rays_per_batch=16384,
-            frames_per_batch=16,
+            frames_per_batch=32,
         ),
         model=DialogueModelConfig(
             eval_num_rays_per_chunk=1 << 17,

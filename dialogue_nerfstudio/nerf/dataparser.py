@@ -10,12 +10,12 @@ from typing import List, Literal, Optional, Sequence, Type, Union
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-
-from dialogue_nerfstudio.conversation import Camera, Conversation, DialogueError, load_conversation, split_frames
-from dialogue_nerfstudio.nerf.signals import ConversationSignals
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig, DataparserOutputs
 from nerfstudio.data.scene_box import SceneBox
+
+from dialogue_nerfstudio.conversation import Camera, Conversation, DialogueError, load_conversation, split_frames
+from dialogue_nerfstudio.nerf.signals import ConversationSignals
 
 
 @dataclass
@@ -91,7 +91,9 @@ class ConversationDataParser(DataParser):
         self, split: Literal["train", "val", "test"] = "train", **_: object
     ) -> DataparserOutputs:
         conversation = self.conversation
-        frames = conversation.train_frames if split == "train" else conversation.eval_frames[:: self.config.eval_interval]
+        frames = (
+            conversation.train_frames if split == "train" else conversation.eval_frames[:: self.config.eval_interval]
+        )
         people = [
             RecordedPerson(
                 person.id, person.camera, person.head_box, person.torso_box, conversation.background(person.id)
@@ -102,9 +104,7 @@ class ConversationDataParser(DataParser):
         aabb = torch.tensor(np.stack([corners.min(0), corners.max(0)]), dtype=torch.float32)
         return DataparserOutputs(
             # Names only: the pixels come out of a video. nerfstudio names what it renders after them.
-            image_filenames=[
-                Path(f"{person.id}/{frame:06d}.png") for person in people for frame in frames
-            ],
+            image_filenames=[Path(f"{person.id}/{frame:06d}.png") for person in people for frame in frames],
             cameras=self._cameras(people, frames, conversation.num_frames),
             scene_box=SceneBox(aabb=aabb),
             metadata={
@@ -118,7 +118,10 @@ class ConversationDataParser(DataParser):
     def _cameras(self, people: List[RecordedPerson], frames: np.ndarray, num_frames: int) -> Cameras:
         rows = [(index, person, frame) for index, person in enumerate(people) for frame in frames.tolist()]
         sizes = [self.training_size(person.camera) for _, person, _ in rows]
-        scales = [(height / p.camera.height, width / p.camera.width) for (height, width), (_, p, _) in zip(sizes, rows)]
+        scales = [
+            (height / p.camera.height, width / p.camera.width)
+            for (height, width), (_, p, _) in zip(sizes, rows, strict=True)
+        ]
 
         def column(values: Sequence[Union[int, float]], dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return torch.tensor(values, dtype=dtype).unsqueeze(-1)
@@ -127,10 +130,10 @@ class ConversationDataParser(DataParser):
             camera_to_worlds=torch.tensor(
                 np.stack([person.camera.camera_to_person for _, person, _ in rows]), dtype=torch.float32
             ),
-            fx=column([person.camera.focal * scale[1] for (_, person, _), scale in zip(rows, scales)]),
-            fy=column([person.camera.focal * scale[0] for (_, person, _), scale in zip(rows, scales)]),
-            cx=column([person.camera.cx * scale[1] for (_, person, _), scale in zip(rows, scales)]),
-            cy=column([person.camera.cy * scale[0] for (_, person, _), scale in zip(rows, scales)]),
+            fx=column([person.camera.focal * scale[1] for (_, person, _), scale in zip(rows, scales, strict=True)]),
+            fy=column([person.camera.focal * scale[0] for (_, person, _), scale in zip(rows, scales, strict=True)]),
+            cx=column([person.camera.cx * scale[1] for (_, person, _), scale in zip(rows, scales, strict=True)]),
+            cy=column([person.camera.cy * scale[0] for (_, person, _), scale in zip(rows, scales, strict=True)]),
             width=column([width for _, width in sizes], torch.int64),
             height=column([height for height, _ in sizes], torch.int64),
             camera_type=CameraType.PERSPECTIVE,

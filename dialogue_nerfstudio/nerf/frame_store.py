@@ -57,7 +57,12 @@ class FrameStore:
     """
 
     def __init__(
-        self, conversation: Conversation, participant_id: str, height: int, width: int, cache_folder: Optional[Path] = None
+        self,
+        conversation: Conversation,
+        participant_id: str,
+        height: int,
+        width: int,
+        cache_folder: Optional[Path] = None,
     ):
         self._conversation, self._participant_id = conversation, participant_id
         self._shape = (conversation.num_frames, height, width)

@@ -5,11 +5,11 @@ from typing import Tuple
 
 import torch
 import yaml
+from nerfstudio.engine.trainer import TrainerConfig
 
 from dialogue_nerfstudio.conversation import DialogueError
 from dialogue_nerfstudio.nerf.config_reader import read_yaml
 from dialogue_nerfstudio.nerf.pipeline import DialoguePipeline
-from nerfstudio.engine.trainer import TrainerConfig
 
 
 def load_pipeline_for_rendering(config_path: Path) -> Tuple[TrainerConfig, DialoguePipeline]:

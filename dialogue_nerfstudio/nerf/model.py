@@ -11,6 +11,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.scene_box import OrientedBox
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
+from nerfstudio.models.base_model import Model, ModelConfig
 from torch import Tensor, nn
 from torch.nn import Parameter
 
@@ -30,11 +35,6 @@ from dialogue_nerfstudio.rendering.march import Source, march
 from dialogue_nerfstudio.rendering.occupancy import OccupancyGrid, OccupancyGridConfig
 from dialogue_nerfstudio.rendering.rays import rays_into
 from dialogue_nerfstudio.rendering.sampling import stratified
-from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.cameras.rays import RayBundle
-from nerfstudio.data.scene_box import OrientedBox
-from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
-from nerfstudio.models.base_model import Model, ModelConfig
 
 Drive = Literal["role", "audio", "expression"]
 DRIVES: Tuple[Drive, ...] = ("role", "audio", "expression")
@@ -81,7 +81,7 @@ class DialogueModelConfig(ModelConfig):
     termination_threshold: float = 1e-2
     """While rendering, torso samples of which less than this can be seen past the head are not evaluated."""
     light_threshold: float = 3e-2
-    """Compositing weight under which a sample counts as dark; cells behind the last lit sample of every ray are culled."""
+    """Compositing weight under which a sample counts as dark; what is behind every ray's last lit sample is culled."""
     occupancy: OccupancyGridConfig = field(default_factory=lambda: OccupancyGridConfig(updates_to_forget=12))
     """Which cells of a box are evaluated at all."""
     occupancy_interval: int = 16
@@ -90,16 +90,16 @@ class DialogueModelConfig(ModelConfig):
     photometric_coefficient: float = 1.0
     """Squared colour error: DFA-NeRF equation 11, DialogueNeRF section 4.2."""
     mask_coefficient: float = 1e-3
-    """Cross entropy of head and torso opacity against the labels, so that neither explains the other: this project's."""
+    """Cross entropy of head and torso opacity against the labels, so that neither explains the other; ours."""
     spread_coefficient: float = 0.2
-    """Variance, in m², of the depth that a ray sees, so that surfaces are thin and what lies behind them can be culled: a
-    simpler form of Mip-NeRF 360's distortion loss."""
+    """Variance, in m², of the depth that a ray sees, so that surfaces are thin and what lies behind them can be culled;
+    a simpler form of Mip-NeRF 360's distortion loss."""
     entropy_coefficient: float = 1e-4
     """Binary entropy of a ray's opacity, against half-transparent silhouettes: RAD-NeRF."""
     gate_coefficient: float = 1e-4
     """Mean region attention, so that the signal reaches only where it is needed: ER-NeRF's off-face gate norm."""
     deformation_coefficient: float = 1e-3
-    """Squared length of the torso's deformation, in box halves, against drift of the canonical torso: this project's."""
+    """Squared length of the torso's deformation, in box halves, against drift of the canonical torso; ours."""
 
 
 @dataclass
@@ -161,13 +161,20 @@ class DialogueModel(Model):
         middle = 0.5 * (et.amax(dim=1) + et.amin(dim=1))
         self.register_buffer("et_middle", middle)
         self.register_buffer("et_range", (et.amax(dim=1) - et.amin(dim=1)).clamp_min(1e-3))
-        self.register_buffer("residual_scale", signals.residual[:, train_frames].std(dim=1, unbiased=False).clamp_min(1e-3))
+        # Coefficients of speech move by a few hundredths, a smile by a few tenths. Pooled over everybody, because a
+        # coefficient means the same on every face.
+        expression = signals.expression[:, train_frames].flatten(0, 1)
+        self.register_buffer("expression_mean", expression.mean(dim=0))
+        self.register_buffer("expression_scale", expression.std(dim=0, unbiased=False).clamp_min(0.02))
+        self.register_buffer(
+            "residual_scale", signals.residual[:, train_frames].std(dim=1, unbiased=False).clamp_min(1e-3)
+        )
         self.trained_drives: Set[str] = set()
         self.panel = DialoguePanel(
             self.participant_ids, DRIVES, self.config.drive, lambda: self.num_frames, signals.fps
         )
 
-    # Checkpoints -------------------------------------------------------------------------------------------------------
+    # Checkpoints ------------------------------------------------------------------------------------------------------
 
     def get_extra_state(self) -> Dict[str, Any]:
         """What a checkpoint must agree on with the model that loads it, and what its training saw."""
@@ -217,11 +224,11 @@ class DialogueModel(Model):
         ):
             if state[key] != own[key]:
                 raise DialogueError(
-                    f"the checkpoint's {what} ({state[key]}) is not this configuration's ({own[key]}); load the config.yml "
-                    "and the data that it was trained with."
+                    f"the checkpoint's {what} ({state[key]}) is not this configuration's ({own[key]}); load the "
+                    "config.yml and the data that it was trained with."
                 )
 
-    # Signals -----------------------------------------------------------------------------------------------------------
+    # Signals ----------------------------------------------------------------------------------------------------------
 
     @property
     def num_frames(self) -> int:
@@ -253,9 +260,7 @@ class DialogueModel(Model):
                 f"{facts.residual.shape[-1]}."
             )
         # All at once: a viewer may be rendering, and must never see half of each.
-        self._buffers.update(
-            {f"signal_{name}": tensor.to(self.device) for name, tensor in signals.tensors.items()}
-        )
+        self._buffers.update({f"signal_{name}": tensor.to(self.device) for name, tensor in signals.tensors.items()})
 
     def from_audio(
         self, participant: int, frames: Int[Tensor, " F"], drive: Drive
@@ -283,7 +288,9 @@ class DialogueModel(Model):
             from_audio,
             audible,
             self.signal_mel,
-            self.signal_expression[participant, frames],
+            ((self.signal_expression[participant, frames] - self.expression_mean) / self.expression_scale).clamp(
+                -5.0, 5.0
+            ),
             self.signal_residual[participant, frames] / self.residual_scale[participant],
             self.signal_blink[participant, frames],
             self.signal_gaze[participant, frames],
@@ -308,11 +315,11 @@ class DialogueModel(Model):
                 self.trained_drives.add(name)
             elif self.trained_drives and name not in self.trained_drives:
                 raise DialogueError(
-                    f"these avatars were trained without {name} (--pipeline.model.drive {self.config.drive}) and cannot "
-                    f"be driven by it; use another drive, or train with --pipeline.model.drive role."
+                    f"these avatars were trained without {name} (--pipeline.model.drive {self.config.drive}) and "
+                    f"cannot be driven by it; use another drive, or train with --pipeline.model.drive role."
                 )
 
-    # Rendering ---------------------------------------------------------------------------------------------------------
+    # Rendering --------------------------------------------------------------------------------------------------------
 
     def render_rays(
         self,
@@ -352,7 +359,7 @@ class DialogueModel(Model):
                 source.occupancy.mark_visible(source.origins, source.directions, reach)
             regularised["spread"] = sum(
                 (weights * (samples.t - marched.composite.depth.detach()[samples.rays]).square()).sum()
-                for samples, weights in zip(marched.samples, marched.composite.weights)
+                for samples, weights in zip(marched.samples, marched.composite.weights, strict=True)
             ) / len(origins)
         seen = marched.composite
         remaining = 1.0 - seen.accumulation
@@ -392,9 +399,7 @@ class DialogueModel(Model):
 
         occupancy = self.head_occupancy[participant]
         near, far = self._interval(occupancy, head_origins, head_directions)
-        return Source(
-            head_origins, head_directions, near, far, self.config.head_samples, density, colour, occupancy
-        )
+        return Source(head_origins, head_directions, near, far, self.config.head_samples, density, colour, occupancy)
 
     def _torso_source(
         self,
@@ -472,7 +477,9 @@ class DialogueModel(Model):
                 self.render_rays(origins[rays], directions[rays], rows[rays] - first, conditions, background, distance)
             )
         outputs = {
-            name: torch.cat([part[name] for part in parts]) if parts[0][name].ndim else sum(part[name] for part in parts)
+            name: torch.cat([part[name] for part in parts])
+            if parts[0][name].ndim
+            else sum(part[name] for part in parts)
             for name in parts[0]
         }
         if order is not None:
@@ -489,7 +496,9 @@ class DialogueModel(Model):
         In the viewer, which gives every camera a time, the panel decides which is newer, its own frame or that time.
         """
         metadata = metadata or {}
-        participant = int(metadata["participant"].reshape(-1)[0]) if "participant" in metadata else self.panel.participant
+        participant = (
+            int(metadata["participant"].reshape(-1)[0]) if "participant" in metadata else self.panel.participant
+        )
         if "frame" in metadata:
             return int(metadata["frame"].reshape(-1)[0]), participant
         if times is None:
@@ -497,7 +506,7 @@ class DialogueModel(Model):
         moment = float(times.reshape(-1)[0])
         if self.panel.has_viewer:
             return self.panel.frame_at(moment), participant
-        return int(round(min(max(moment, 0.0), 1.0) * (self.num_frames - 1))), participant
+        return round(min(max(moment, 0.0), 1.0) * (self.num_frames - 1)), participant
 
     @torch.no_grad()
     def get_outputs_for_camera(self, camera: Cameras, obb_box: Optional[OrientedBox] = None) -> Dict[str, Tensor]:
@@ -547,7 +556,7 @@ class DialogueModel(Model):
                     chunks.setdefault(name, []).append(value)
         return {name: torch.cat(values).view(height, width, -1) for name, values in chunks.items()}
 
-    # Training ----------------------------------------------------------------------------------------------------------
+    # Training ---------------------------------------------------------------------------------------------------------
 
     def get_param_groups(self) -> Dict[str, List[Parameter]]:
         """The hash tables and everything else: they need different learning rates."""
@@ -558,7 +567,9 @@ class DialogueModel(Model):
             "networks": [parameter for parameter in self.parameters() if id(parameter) not in known],
         }
 
-    def get_training_callbacks(self, training_callback_attributes: TrainingCallbackAttributes) -> List[TrainingCallback]:
+    def get_training_callbacks(
+        self, training_callback_attributes: TrainingCallbackAttributes
+    ) -> List[TrainingCallback]:
         return [
             TrainingCallback(
                 [TrainingCallbackLocation.AFTER_TRAIN_ITERATION],
@@ -583,18 +594,20 @@ class DialogueModel(Model):
         if step == 0:
             return
         for participant in range(len(self.participant_ids)):
-            frame = torch.randint(self.num_frames, (1,), device=self.device)
-            conditions = self.conditions(participant, frame, self.config.drive)
-            head, torso = self.head_occupancy[participant], self.torso_occupancy[participant]
-            signal, et = conditions.signal, conditions.et
-            head.update(
-                lambda points: self.head_field.density(points, participant, signal, [len(points)])[0],
-                within=self.head_hull[participant],
-            )
-            torso.update(
-                lambda points: self.torso_field.density(points, participant, et, [len(points)])[0],
-                within=self.torso_hull[participant],
-            )
+            self._update_occupancy_of(participant)
+
+    def _update_occupancy_of(self, participant: int) -> None:
+        frame = torch.randint(self.num_frames, (1,), device=self.device)
+        conditions = self.conditions(participant, frame, self.config.drive)
+
+        def head_density(points: Tensor) -> Tensor:
+            return self.head_field.density(points, participant, conditions.signal, [len(points)])[0]
+
+        def torso_density(points: Tensor) -> Tensor:
+            return self.torso_field.density(points, participant, conditions.et, [len(points)])[0]
+
+        self.head_occupancy[participant].update(head_density, within=self.head_hull[participant])
+        self.torso_occupancy[participant].update(torso_density, within=self.torso_hull[participant])
 
     def get_metrics_dict(self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor]) -> Dict[str, Tensor]:
         error = F.mse_loss(outputs["rgb"].detach(), batch["image"].to(self.device))
@@ -648,9 +661,7 @@ def _grid_size(config: HashGridConfig) -> Dict[str, int]:
     return {name: value for name, value in asdict(config).items() if name != "kernel"}
 
 
-def mask_loss(
-    head: Float[Tensor, " R"], torso: Float[Tensor, " R"], labels: Int[Tensor, " R"]
-) -> Float[Tensor, ""]:
+def mask_loss(head: Float[Tensor, " R"], torso: Float[Tensor, " R"], labels: Int[Tensor, " R"]) -> Float[Tensor, ""]:
     """Cross entropy of head and torso opacity against the labels.
 
     Head pixels show only head, torso pixels only torso, background neither; a neck pixel is filled, by either.

@@ -46,7 +46,7 @@ class DialoguePanel(ViewerControl):
         if viewer_time != self._last_time:
             self._last_time = viewer_time
             last = self._num_frames() - 1
-            self.frame = int(round(min(max(viewer_time, 0.0), 1.0) * last))
+            self.frame = round(min(max(viewer_time, 0.0), 1.0) * last)
             if self._slider is not None:
                 self._slider.value = self.frame
         return min(self.frame, self._num_frames() - 1)

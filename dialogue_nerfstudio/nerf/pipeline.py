@@ -7,6 +7,7 @@ from typing import Any, Dict, Literal, Mapping, Optional, Tuple, Type, Union
 import numpy as np
 import torch
 from jaxtyping import Float
+from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from scipy.spatial.transform import Rotation
 from torch.cuda.amp.grad_scaler import GradScaler
 
@@ -16,7 +17,6 @@ from dialogue_nerfstudio.nerf.datamanager import DialogueDataManager, DialogueDa
 from dialogue_nerfstudio.nerf.hull import visual_hull
 from dialogue_nerfstudio.nerf.model import DialogueModelConfig
 from dialogue_nerfstudio.nerf.user_errors import exit_on_user_error
-from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 
 HULL_FRAMES = 64
 """Training frames that the visual hulls are carved from."""
@@ -101,10 +101,10 @@ class DialoguePipeline(VanillaPipeline):
         conversation, resolution = self.datamanager.dataparser.conversation, self.config.model.occupancy.resolution
         probes = conversation.train_frames[:: max(1, len(conversation.train_frames) // HULL_FRAMES)]
         identity = np.eye(4)[:3]
-        for index, (person, store) in enumerate(zip(conversation.participants, self.datamanager.stores)):
+        for index, (person, store) in enumerate(zip(conversation.participants, self.datamanager.stores, strict=True)):
             poses = [_head_transform(person.motion.head_pose[frame]) for frame in probes]
             labels = [store.labels[frame] for frame in probes]
-            head = visual_hull(person.head_box, resolution, person.camera, zip(poses, labels), (HEAD,))
+            head = visual_hull(person.head_box, resolution, person.camera, zip(poses, labels, strict=True), (HEAD,))
             torso = visual_hull(
                 person.torso_box, resolution, person.camera, ((identity, label) for label in labels), (TORSO, NECK)
             )

@@ -9,7 +9,7 @@ from typing import Dict, List, Tuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dialogue_nerfstudio.conversation import Camera
@@ -54,7 +54,7 @@ class Plates(nn.Module):
         directions: Float[Tensor, "rays 3"],
         participant: int,
         height: int,
-    ) -> Tuple[Float[Tensor, "rays 3"], Float[Tensor, "rays"]]:
+    ) -> Tuple[Float[Tensor, "rays 3"], Float[Tensor, " rays"]]:
         """(colour, distance) of the plate along rays; beyond its edges the edge goes on.
 
         Args:

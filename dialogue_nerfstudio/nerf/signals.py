@@ -16,6 +16,7 @@ from torch import Tensor
 from dialogue_nerfstudio.conversation import Conversation, DialogueError, Motion
 from dialogue_nerfstudio.fields.audio_net import SILENCE
 
+
 @dataclass
 class ConversationSignals:
     """The timeline that an avatar is rendered from; swapping it animates the same avatars to something else."""
@@ -93,8 +94,8 @@ class ConversationSignals:
             motion.validate(f"the motion for participant {name}")
             if motion.expression_basis != self.expression_basis:
                 raise DialogueError(
-                    f"the motion for participant {name} has expressions in the basis '{motion.expression_basis}', these "
-                    f"avatars use '{self.expression_basis}'; process that video again with the same basis."
+                    f"the motion for participant {name} has expressions in the basis '{motion.expression_basis}', "
+                    f"these avatars use '{self.expression_basis}'; process that video again with the same basis."
                 )
         num_residuals = self.residual.shape[-1]
         signals = self.with_length(next(iter(lengths.values())))
@@ -105,9 +106,7 @@ class ConversationSignals:
                 tensors[key][row] = value.to(tensors[key].device)
         return replace(signals, **tensors)
 
-    def with_audio(
-        self, mel: Float[np.ndarray, "T 16 80"], speaking: Bool[np.ndarray, "T P"]
-    ) -> "ConversationSignals":
+    def with_audio(self, mel: Float[np.ndarray, "T 16 80"], speaking: Bool[np.ndarray, "T P"]) -> "ConversationSignals":
         """These signals with other sound and roles; the new length is theirs.
 
         Motion that is too short goes on to and fro.
@@ -138,9 +137,7 @@ class ConversationSignals:
         if num_frames == self.num_frames:
             return self
         frames = torch.from_numpy(to_and_fro(self.num_frames, num_frames)).to(self.mel.device)
-        tensors = {
-            name: tensor[:, frames] for name, tensor in self.tensors.items() if name not in ("mel", "speaking")
-        }
+        tensors = {name: tensor[:, frames] for name, tensor in self.tensors.items() if name not in ("mel", "speaking")}
         kept = min(num_frames, self.num_frames)
         mel = self.mel.new_full((num_frames, *self.mel.shape[1:]), SILENCE)
         mel[:kept] = self.mel[:kept]

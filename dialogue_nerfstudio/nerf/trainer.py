@@ -1,19 +1,19 @@
-"""Trainer: nerfstudio's, with checkpoints that are never half-written and learning rates that decay to the run's end."""
+"""Trainer: nerfstudio's, with checkpoints never half-written and learning rates that follow the run's length."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional, Type
 
 import torch
+from nerfstudio.engine.optimizers import AdamOptimizerConfig, Optimizers
+from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
+from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.utils.decorators import check_main_thread
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from dialogue_nerfstudio.conversation.files import atomic_path
 from dialogue_nerfstudio.nerf.user_errors import exit_on_user_error
-from nerfstudio.engine.optimizers import AdamOptimizerConfig, Optimizers
-from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
-from nerfstudio.engine.trainer import Trainer, TrainerConfig
-from nerfstudio.utils.decorators import check_main_thread
 
 
 @dataclass

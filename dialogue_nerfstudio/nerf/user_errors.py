@@ -1,4 +1,4 @@
-"""User errors inside nerfstudio's own commands: one sentence on stderr and exit code 2, as the ns-dialogue commands do."""
+"""User errors inside nerfstudio's own commands: one sentence on stderr and exit code 2, as ns-dialogue does."""
 
 import sys
 from contextlib import contextmanager

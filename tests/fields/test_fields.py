@@ -47,7 +47,7 @@ def test_head_shapes_and_gradients(sharing):
     signal.face.requires_grad_(), signal.eyes.requires_grad_()
     results = [evaluate_head(field, points, directions, rays, signal, participant) for participant in (0, 1)]
     for density, colour, gates in results:
-        assert density.shape == (16,) and colour.shape == (16, 3) and gates.shape == (16, 6)
+        assert density.shape == (16,) and colour.shape == (16, 3) and gates.shape == (16, 7)
         assert (density > 0).all() and (colour >= 0).all() and (colour <= 1).all()
     sum(density.log().square().sum() + colour.square().sum() for density, colour, _ in results).backward()
     silent = [name for name, p in field.named_parameters() if p.grad is None or p.grad.abs().sum() == 0]
@@ -60,8 +60,9 @@ def test_the_signal_moves_geometry_and_colour_of_its_own_frame_only():
     points, directions, rays, signal = head_inputs()
     other = HeadSignal(face=signal.face.clone(), eyes=signal.eyes)
     other.face[1] += 1.0
-    before, after = evaluate_head(field, points, directions, rays, signal), evaluate_head(
-        field, points, directions, rays, other
+    before, after = (
+        evaluate_head(field, points, directions, rays, signal),
+        evaluate_head(field, points, directions, rays, other),
     )
     assert torch.equal(before[0][:6], after[0][:6]) and torch.equal(before[1][:6], after[1][:6])
     assert (before[0][6:] != after[0][6:]).all() and (before[1][6:] != after[1][6:]).any()
@@ -73,7 +74,9 @@ def test_a_closed_gate_keeps_the_signal_out():
     points, directions, rays, signal = head_inputs()
     other = HeadSignal(face=signal.face + 1.0, eyes=signal.eyes - 1.0)
     for before, after in zip(
-        evaluate_head(field, points, directions, rays, signal), evaluate_head(field, points, directions, rays, other)
+        evaluate_head(field, points, directions, rays, signal),
+        evaluate_head(field, points, directions, rays, other),
+        strict=True,
     ):
         torch.testing.assert_close(before, after)
 

@@ -12,12 +12,26 @@ import numpy as np
 import pytest
 import torch
 
-SMALL = (
-    "--max-num-iterations 2 --vis tensorboard --pipeline.model.head.grid.kernel torch "
-    "--pipeline.model.torso.grid.kernel torch --pipeline.datamanager.train-num-rays-per-batch 64 "
-    "--pipeline.model.head.grid.log2-hashmap-size 10 --pipeline.model.torso.grid.log2-hashmap-size 10 "
-    "--pipeline.model.occupancy.resolution 8 --timestamp run"
-).split()
+SMALL = [
+    "--max-num-iterations",
+    "2",
+    "--vis",
+    "tensorboard",
+    "--pipeline.model.head.grid.kernel",
+    "torch",
+    "--pipeline.model.torso.grid.kernel",
+    "torch",
+    "--pipeline.datamanager.train-num-rays-per-batch",
+    "64",
+    "--pipeline.model.head.grid.log2-hashmap-size",
+    "10",
+    "--pipeline.model.torso.grid.log2-hashmap-size",
+    "10",
+    "--pipeline.model.occupancy.resolution",
+    "8",
+    "--timestamp",
+    "run",
+]
 
 
 def nerfstudio(script: str, *arguments: object, folder: Path, cache: Path) -> subprocess.CompletedProcess:
@@ -116,7 +130,7 @@ def test_data_that_is_missing_ends_training_with_one_sentence_and_code_2(tmp_pat
     assert stop.value.code == 2 and message.startswith("Error: ") and "nowhere" in message
 
 
-def test_a_checkpoint_of_another_kernel_ends_evaluation_with_one_sentence_and_code_2(inside, tmp_path, monkeypatch, capsys):
+def test_another_kernels_checkpoint_ends_evaluation_with_one_sentence_and_code_2(inside, tmp_path, monkeypatch, capsys):
     from nerfstudio.scripts.eval import ComputePSNR
 
     folder, config = inside
@@ -145,7 +159,7 @@ def test_training_goes_on_from_a_checkpoint(trained, tiny, cache):
 def test_load_for_rendering(inside):
     from dialogue_nerfstudio.nerf.load import load_pipeline_for_rendering
 
-    folder, config_path = inside
+    _, config_path = inside
     config, pipeline = load_pipeline_for_rendering(config_path)
     assert config.load_step == 1 and not pipeline.model.training
     camera = pipeline.datamanager.eval_dataset.cameras[0:1]
@@ -156,7 +170,7 @@ def test_load_says_what_is_wrong(trained, tmp_path, monkeypatch):
     from dialogue_nerfstudio.conversation import DialogueError
     from dialogue_nerfstudio.nerf.load import load_pipeline_for_rendering, read_checkpoint, read_config
 
-    folder, config_path = trained
+    _, config_path = trained
     with pytest.raises(DialogueError, match="does not exist"):
         load_pipeline_for_rendering(tmp_path / "config.yml")
     (tmp_path / "config.yml").write_text("a: [")

@@ -23,7 +23,7 @@ def test_our_configs_round_trip(cuda):
         "!!python/name:os.system",
         "!!python/name:nerfstudio.utils.scripts.run_command",
         "!!python/module:antigravity",
-        "!!python/object/apply:builtins.eval ['open(\"MARK\", \"w\")']",
+        '!!python/object/apply:builtins.eval [\'open("MARK", "w")\']',
         "!!python/object/apply:nerfstudio.configs.base_config.MachineConfig []",
         "!!python/object/new:pathlib.PosixPath {state: !!python/object/apply:os.system ['touch MARK']}",
     ],

@@ -46,7 +46,7 @@ def test_a_picture_has_every_output(pipeline):
     camera = camera_of(pipeline)
     pipeline.eval()
     outputs = pipeline.model.get_outputs_for_camera(camera)
-    assert list(outputs)[0] == "rgb"
+    assert next(iter(outputs)) == "rgb"
     assert {name: tuple(value.shape) for name, value in outputs.items()} == {
         "rgb": (32, 32, 3),
         "depth": (32, 32, 1),
@@ -83,7 +83,7 @@ def test_a_forced_drive(lively, drive, moved):
     before = [picture(lively, 2, person, drive) for person in (0, 1)]
     with_signals(lively, mel=torch.randn_like(lively.model.signals.mel))
     after = [picture(lively, 2, person, drive) for person in (0, 1)]
-    assert tuple(not torch.equal(a, b) for a, b in zip(after, before)) == moved
+    assert tuple(not torch.equal(a, b) for a, b in zip(after, before, strict=True)) == moved
 
 
 def test_eyes_and_pose_move_everybody(lively):
@@ -91,7 +91,7 @@ def test_eyes_and_pose_move_everybody(lively):
     for changes in ({"blink": original.blink + 0.5}, {"translation": original.translation + 0.01}):
         before = [picture(lively, 2, person) for person in (0, 1)]
         lively.model.set_signals(replace(original, **changes))
-        assert not any(torch.equal(picture(lively, 2, person), b) for person, b in zip((0, 1), before))
+        assert not any(torch.equal(picture(lively, 2, person), b) for person, b in zip((0, 1), before, strict=True))
         lively.model.set_signals(original)
 
 
@@ -202,7 +202,7 @@ def test_binary_entropy_peaks_at_one_half():
     assert binary_entropy(torch.tensor([0.0, 1.0])) < 2e-3
 
 
-# Checkpoints -----------------------------------------------------------------------------------------------------------
+# Checkpoints ----------------------------------------------------------------------------------------------------
 
 
 def checkpoint(pipeline):

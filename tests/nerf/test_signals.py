@@ -69,5 +69,5 @@ def test_what_does_not_fit_is_refused(tiny, signals):
 def test_a_bad_number_in_a_motion_is_named(tiny, signals):
     motion = load_conversation(tiny).participants[0].motion
     motion.blink[7, 0] = np.nan
-    with pytest.raises(DialogueError, match="participant p0.*blink.*frame 7"):
+    with pytest.raises(DialogueError, match=r"participant p0.*blink.*frame 7"):
         signals.with_motion({"p0": motion})
