@@ -43,11 +43,14 @@ class DiarizationConfig:
     """Speech starts where Silero's probability reaches this."""
     vad_release: float = 0.35
     """Speech ends where it falls below this."""
+    vad_lag: float = 0.09
+    """Seconds by which that comes after the last sound: Silero's probability lingers, in recordings and in synthetic
+    speech alike, while it rises with the first sound."""
     min_speech: float = 0.1
     """Shorter bursts (s) are dropped."""
     min_silence: float = 0.1
     """Shorter pauses (s) inside speech are filled."""
-    speech_padding: float = 0.03
+    speech_padding: float = 0.02
     """Each stretch of speech is widened by this (s) at both ends."""
     window: float = 0.5
     """Seconds of sound behind one voice embedding."""
@@ -131,7 +134,8 @@ def speech_probability(audio: Float[np.ndarray, " num_samples"]) -> Float[np.nda
 def speech_intervals(
     probability: Float[np.ndarray, " num_steps"], duration: float, config: DiarizationConfig
 ) -> list[tuple[float, float]]:
-    """Stretches of speech (s) from probabilities, by hysteresis: in at `vad_threshold`, out below `vad_release`."""
+    """Stretches of speech (s) from probabilities, by hysteresis: in at `vad_threshold`, out `vad_lag` before they fall
+    below `vad_release`."""
     runs: list[list[float]] = []
     speaking = False
     for step, value in enumerate(probability):
@@ -139,7 +143,7 @@ def speech_intervals(
             runs.append([step * VAD_STEP, duration])
             speaking = True
         elif speaking and value < config.vad_release:
-            runs[-1][1] = step * VAD_STEP
+            runs[-1][1] = max(step * VAD_STEP - config.vad_lag, runs[-1][0])
             speaking = False
     joined: list[list[float]] = []
     for start, end in runs:

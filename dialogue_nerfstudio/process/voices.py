@@ -43,6 +43,9 @@ class VoiceConfig:
     """Instants closer than this tell the same thing twice."""
     switch_cost: float = 1.0
     """Log odds against a change of speaker."""
+    min_pause: float = 0.2
+    """Somebody who pauses for less than this (s), while nobody else speaks, goes on speaking: the usual bound between a
+    stop consonant or breath and a pause (inter-pausal units)."""
     rounds: int = 4
     """Rounds of fitting activities and roles to each other."""
 
@@ -155,6 +158,21 @@ def fuse_roles(
     return speaking
 
 
+def bridge_pauses(
+    speaking: Bool[np.ndarray, "num_frames num_participants"], fps: float, min_pause: float
+) -> Bool[np.ndarray, "num_frames num_participants"]:
+    """The same roles with every silence shorter than `min_pause` seconds filled where one participant speaks alone
+    before and after it."""
+    bridged = speaking.copy()
+    heard = np.flatnonzero(speaking.any(1))
+    for before, after in zip(heard[:-1], heard[1:], strict=True):
+        same = (speaking[before] == speaking[after]).all() and speaking[before].sum() == 1
+        # In frames, so that a pause of exactly `min_pause` is never filled by rounding.
+        if same and (after - before - 1) < min_pause * fps - 1e-6:
+            bridged[before + 1 : after] = speaking[before]
+    return bridged
+
+
 def assign_voices(
     segments: Sequence[SpeechSegment],
     openings: Mapping[str, Float[np.ndarray, " num_frames"]],
@@ -192,6 +210,7 @@ def assign_voices(
         voice_face = np.full(num_frames, -1) if reason else np.where(speech, match[voice], -1)
         speaking = fuse_roles(speech, voice_face, scores, fps, config)
         speaking_level, listening_level = fit_levels(activity, speaking, fps, config)
+    speaking = bridge_pauses(speaking, fps, config.min_pause)
 
     best = scores.argmax(1)
     confidence = {name: float((best[voice == k] == match[k]).mean()) for k, name in enumerate(voices)}
@@ -258,7 +277,7 @@ def _assign_single(
             [], {}, {name: 0.0 for name in voices}, 1.0, "silent", reason, np.zeros((len(speech), 1), bool)
         )
     moving = float((during >= config.still_activity).mean()) if len(during) else 0.0
-    speaking = speech[:, None].copy()
+    speaking = bridge_pauses(speech[:, None], fps, config.min_pause)
     return VoiceAssignment(
         segments=frames_to_segments(speaking, ids, fps),
         voice_to_participant={name: ids[0] for name in voices},

@@ -8,6 +8,7 @@ from dialogue_nerfstudio.metrics.tracking import role_accuracy
 from dialogue_nerfstudio.process.voices import (
     VoiceConfig,
     assign_voices,
+    bridge_pauses,
     fit_levels,
     fuse_roles,
     lip_activity,
@@ -138,6 +139,26 @@ def test_levels_follow_the_data_when_there_is_much_of_it():
     np.testing.assert_allclose(np.exp(levels), [[0.08], [0.02]], rtol=0.05)
     prior = fit_levels(activity, np.zeros_like(speaking), FPS, VoiceConfig())
     assert np.exp(prior[0][0]) == pytest.approx(VoiceConfig().speaking_activity)
+
+
+def test_short_pauses_are_bridged_and_changes_of_speaker_are_not():
+    roles = {"a": [True, False], "b": [False, True], ".": [False, False], "2": [True, True]}
+
+    def bridged(text: str) -> str:
+        result = bridge_pauses(np.array([roles[c] for c in text]), FPS, 0.2)
+        return "".join(next(c for c, role in roles.items() if role == row) for row in result.tolist())
+
+    assert bridged("..aa....aa..") == "..aaaaaaaa.."
+    assert bridged("aa.....aa") == "aa.....aa"
+    assert bridged("aa..bb..aa") == "aa..bb..aa"
+    assert bridged("a..2..2.b") == "a..2..2.b"
+    assert bridged("......") == "......"
+
+
+def test_one_participants_short_pauses_are_bridged_too():
+    opening = 0.1 * np.abs(np.sin(np.arange(100)))
+    segments = [SpeechSegment(0.4, 2.0, "voice0"), SpeechSegment(2.12, 3.0, "voice0")]
+    assert assign_voices(segments, {"a": opening}, FPS).segments == [SpeechSegment(0.4, 3.0, "a")]
 
 
 def test_nobody_speaks_where_there_is_no_speech():
