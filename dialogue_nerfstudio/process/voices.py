@@ -5,14 +5,18 @@ Conventions. The *opening* of a mouth is the gap between the inner lips divided 
 within about `lip_window` seconds: moving lips of a speaker are several times livelier than a listener's, smiling or
 still. Its logarithm is modelled as a Gaussian for who speaks and one for who does not; a *lip score* `[T, P]` is the
 log likelihood ratio of the two, positive where the lips speak, 0 where the face was not seen.
+
+Voices that sound at once are recognised as one, so that voices and lips together name one speaker at a time; who else
+speaks meanwhile, a "yeah" into another's sentence, is found from the lips alone (`add_overlaps`).
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.ndimage import gaussian_filter1d
+from scipy.ndimage import find_objects, gaussian_filter1d, label
 from scipy.optimize import linear_sum_assignment
 
 from dialogue_nerfstudio.conversation.roles import SpeechSegment, frames_to_segments
@@ -46,6 +50,12 @@ class VoiceConfig:
     min_pause: float = 0.2
     """Somebody who pauses for less than this (s), while nobody else speaks, goes on speaking: the usual bound between a
     stop consonant or breath and a pause (inter-pausal units)."""
+    overlap_window: float = 0.08
+    """`lip_window` (s) for who speaks at the same time as another: what is put in so is short."""
+    overlap_evidence: float = 2.0
+    """Lip score that it takes at every frame."""
+    min_overlap: float = 0.16
+    """And for how long at least (s)."""
     rounds: int = 4
     """Rounds of fitting activities and roles to each other."""
 
@@ -158,6 +168,23 @@ def fuse_roles(
     return speaking
 
 
+def add_overlaps(
+    speaking: Bool[np.ndarray, "num_frames num_participants"],
+    scores: Float[np.ndarray, "num_frames num_participants"],
+    fps: float,
+    config: VoiceConfig,
+) -> Bool[np.ndarray, "num_frames num_participants"]:
+    """The same roles with those added who, while others speak, move their lips like a speaker for at least
+    `min_overlap` seconds without a break; `scores` are lip scores of activity in `overlap_window`."""
+    joined = speaking.copy()
+    candidates = speaking.any(1, keepdims=True) & ~speaking & (scores >= config.overlap_evidence)
+    for participant in range(speaking.shape[1]):
+        for (run,) in find_objects(label(candidates[:, participant])[0]):
+            if run.stop - run.start >= config.min_overlap * fps - 1e-6:
+                joined[run, participant] = True
+    return joined
+
+
 def bridge_pauses(
     speaking: Bool[np.ndarray, "num_frames num_participants"], fps: float, min_pause: float
 ) -> Bool[np.ndarray, "num_frames num_participants"]:
@@ -165,7 +192,7 @@ def bridge_pauses(
     before and after it."""
     bridged = speaking.copy()
     heard = np.flatnonzero(speaking.any(1))
-    for before, after in zip(heard[:-1], heard[1:], strict=True):
+    for before, after in pairwise(heard):
         same = (speaking[before] == speaking[after]).all() and speaking[before].sum() == 1
         # In frames, so that a pause of exactly `min_pause` is never filled by rounding.
         if same and (after - before - 1) < min_pause * fps - 1e-6:
@@ -180,7 +207,7 @@ def assign_voices(
     config: VoiceConfig | None = None,
 ) -> VoiceAssignment:
     """Give each voice to the face whose lips move with it, then decide each frame's speaker from voices and lips
-    together.
+    together, and from the lips who else speaks meanwhile.
 
     `segments` are a diarizer's, whatever it calls its voices; `openings` are the participants' mouth openings, all of
     one length. Where the voices are no help (one voice for several faces, or several voices from one face), the lips
@@ -211,6 +238,9 @@ def assign_voices(
         speaking = fuse_roles(speech, voice_face, scores, fps, config)
         speaking_level, listening_level = fit_levels(activity, speaking, fps, config)
     speaking = bridge_pauses(speaking, fps, config.min_pause)
+    brief = np.stack([lip_activity(openings[name], fps, config.overlap_window) for name in ids], axis=-1)
+    brief_scores = lip_scores(brief, *fit_levels(brief, speaking, fps, config), config)
+    speaking = add_overlaps(speaking, brief_scores, fps, config)
 
     best = scores.argmax(1)
     confidence = {name: float((best[voice == k] == match[k]).mean()) for k, name in enumerate(voices)}

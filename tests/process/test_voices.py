@@ -7,6 +7,7 @@ from dialogue_nerfstudio.conversation.roles import SpeechSegment, frames_to_segm
 from dialogue_nerfstudio.metrics.tracking import role_accuracy
 from dialogue_nerfstudio.process.voices import (
     VoiceConfig,
+    add_overlaps,
     assign_voices,
     bridge_pauses,
     fit_levels,
@@ -159,6 +160,34 @@ def test_one_participants_short_pauses_are_bridged_too():
     opening = 0.1 * np.abs(np.sin(np.arange(100)))
     segments = [SpeechSegment(0.4, 2.0, "voice0"), SpeechSegment(2.12, 3.0, "voice0")]
     assert assign_voices(segments, {"a": opening}, FPS).segments == [SpeechSegment(0.4, 3.0, "a")]
+
+
+def test_who_speaks_meanwhile_needs_lips_that_move_long_enough_and_a_speaker():
+    speaking = np.zeros((60, 2), bool)
+    speaking[5:40, 0] = True
+    scores = np.zeros((60, 2))
+    scores[10:14, 1], scores[20:23, 1], scores[45:55, 1] = 2.5, 6.0, 6.0
+    scores[25:35, 1] = 1.5
+    expected = speaking.copy()
+    expected[10:14, 1] = True
+    np.testing.assert_array_equal(add_overlaps(speaking, scores, FPS, VoiceConfig()), expected)
+
+
+def test_a_word_put_in_is_heard_from_its_lips_and_a_smile_is_not():
+    speaking, openings, segments = conversation(2, seed=6)
+    frames = np.flatnonzero(speaking[:, 0])
+    start = next(f for f in frames if f >= 12 and speaking[f - 12 : f + 22, 0].all())
+    word, smile = openings["p1"].copy(), openings["p1"].copy()
+    word[start : start + 10] += 0.12 * np.abs(np.sin(np.arange(10) * 2 * np.pi * 2.5 / FPS))
+    smile += 0.08 * np.clip((np.arange(len(smile)) - start) / 10, 0, 1)
+    alone = assign_voices(segments, openings, FPS)
+    heard = assign_voices(segments, {**openings, "p1": word}, FPS)
+    added = np.flatnonzero(heard.speaking[:, 1] & ~alone.speaking[:, 1])
+    assert set(range(start + 2, start + 8)) <= set(added) <= set(range(start - 4, start + 14))
+    assert heard.speaking[start : start + 10, 0].all()
+    assert len({segment.speaker for segment in heard.segments if segment.start <= (start + 5) / FPS < segment.end}) == 2
+    smiling = assign_voices(segments, {**openings, "p1": smile}, FPS)
+    assert not smiling.speaking[start - 5 : start + 15, 1].any()
 
 
 def test_nobody_speaks_where_there_is_no_speech():
