@@ -110,8 +110,8 @@ class FrameConditions:
     signal: HeadSignal
     rotation: Float[Tensor, "F 3 3"]
     translation: Float[Tensor, "F 3"]
-    et: Float[Tensor, "F 6"]
-    """Euler angles and translation, scaled to about [−½, ½] over the frames of training."""
+    et: Float[Tensor, "F pose"]
+    """Euler angles and translation, scaled to about [−½, ½] over the frames of training, now and lately."""
 
 
 class DialogueModel(Model):
@@ -295,9 +295,11 @@ class DialogueModel(Model):
             self.signal_blink[participant, frames],
             self.signal_gaze[participant, frames],
         )
-        et = torch.cat([self.signal_euler[participant, frames], self.signal_translation[participant, frames]], dim=-1)
-        # Beyond the poses of training the torso holds still rather than guess.
-        et = ((et - self.et_middle[participant]) / self.et_range[participant]).clamp(-0.75, 0.75)
+        et = self._scaled_pose(participant, frames)
+        history = self.config.torso.pose_history
+        if history > 0:
+            past = (frames.unsqueeze(1) - torch.arange(history // 3, history + 1, device=frames.device)).clamp_min(0)
+            et = torch.cat([et, self._scaled_pose(participant, past).mean(dim=1)], dim=-1)
         return FrameConditions(
             participant=participant,
             signal=signal,
@@ -305,6 +307,11 @@ class DialogueModel(Model):
             translation=self.signal_translation[participant, frames],
             et=et,
         )
+
+    def _scaled_pose(self, participant: int, frames: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch 6"]:
+        """et of frames, scaled; beyond the poses of training the torso holds still rather than guess."""
+        et = torch.cat([self.signal_euler[participant, frames], self.signal_translation[participant, frames]], dim=-1)
+        return ((et - self.et_middle[participant]) / self.et_range[participant]).clamp(-0.75, 0.75)
 
     def _check_trained(self, from_audio: Bool[Tensor, " F"]) -> None:
         """Notes in training which signals moved a face; at render time refuses one that never did."""

@@ -103,10 +103,10 @@ def test_deformation_starts_as_the_identity_and_can_learn():
     assert torch.equal(shift[:6], moved[:6]) and not torch.allclose(shift[6:], moved[6:])
 
 
-@pytest.mark.parametrize("deform", [True, False])
-def test_torso_shapes_and_gradients(deform):
-    field = torso_field(deform=deform)
-    points, et = (torch.rand(16, 3) - 0.5) * 0.2, torch.rand(2, 6) - 0.5
+@pytest.mark.parametrize("deform, pose_history", [(True, 0), (True, 12), (False, 0)])
+def test_torso_shapes_and_gradients(deform, pose_history):
+    field = torso_field(deform=deform, pose_history=pose_history)
+    points, et = (torch.rand(16, 3) - 0.5) * 0.2, torch.rand(2, 12 if pose_history else 6) - 0.5
     if deform:
         torch.nn.init.normal_(field.deformation.output_layer.weight, std=0.1)
     total = 0.0

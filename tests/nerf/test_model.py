@@ -95,6 +95,16 @@ def test_eyes_and_pose_move_everybody(lively):
         lively.model.set_signals(original)
 
 
+def test_a_torso_with_history_follows_the_poses_before(small_config):
+    small_config.model.torso.pose_history = 6
+    model = DialoguePipeline(small_config, device="cpu", test_mode="inference").model.eval()
+    frames = torch.tensor([0, 10])
+    now, lately = model.conditions(0, frames, "expression").et.chunk(2, dim=-1)
+    scaled = model._scaled_pose(0, torch.arange(24))
+    torch.testing.assert_close(now, scaled[frames])
+    torch.testing.assert_close(lately, torch.stack([scaled[0], scaled[4:9].mean(dim=0)]))
+
+
 def test_other_signals_change_the_frame_and_come_back(lively, tiny):
     before = picture(lively, 2, 1)
     original = lively.model.signals
