@@ -38,7 +38,7 @@ class TorsoFieldConfig:
     """Octaves of γ(et); the paper's 3 let the torso flicker at poses just outside those seen."""
     pose_history: int = 0
     """Frames of the past whose mean pose joins et, for a body that follows its head with a delay. 0, as in the paper, is
-    better on real recordings of seconds (12 cost 0.8 dB on one), 12 gained 1.4 dB on a simulated one."""
+    better on real recordings of seconds (12 cost one 0.8 dB, and gained 1.4 dB on a simulated one)."""
     hidden_width: int = 32
     """Units of each hidden layer."""
     hidden_layers: int = 2
