@@ -35,9 +35,9 @@ class TorsoFieldConfig:
     deform: bool = True
     """Whether there is a deformation field (off for the paper's ablation, figure 9)."""
     pose_frequencies: int = 1
-    """Octaves of γ(et); the paper's 3 let the torso flicker at poses just outside those seen."""
+    """Octaves of γ(et); fewer than the paper's, because a clip of seconds shows few poses."""
     pose_history: int = 0
-    """Frames of the past whose mean pose joins et, for a body that follows its head with a delay. 0, as in the paper, is
+    """Frames of the past whose mean pose joins et, for bodies that follow with a delay. 0, as in the paper, is
     better on real recordings of seconds (12 cost one 0.8 dB, and gained 1.4 dB on a simulated one)."""
     hidden_width: int = 32
     """Units of each hidden layer."""

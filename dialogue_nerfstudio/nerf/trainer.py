@@ -18,7 +18,7 @@ from dialogue_nerfstudio.nerf.user_errors import exit_on_user_error
 
 @dataclass
 class FusedAdamConfig(AdamOptimizerConfig):
-    """Adam in one pass over the parameters: a third of the time over dense hash tables on a CPU."""
+    """Adam in one pass over the parameters, which dense hash tables make long."""
 
     eps: float = 1e-15
     """Added to the denominator; small, because most table entries have tiny gradients (Instant-NGP)."""
