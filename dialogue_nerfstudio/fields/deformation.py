@@ -34,12 +34,16 @@ class DeformationConfig:
 class Deformation(nn.Module):
     """D in x′ = x + D(γ(x), γ(et)), DialogueNeRF section 4.2, "Deformation Field for Torso" (after Nerfies).
 
-    The product of the first layer with γ(et) is taken once a frame.
+    D = A(et) [x ‖ 1] + MLP(γ(x), γ(et)): the affine part, a linear function of the pose, finds how the body as a whole
+    follows the head within few steps and extrapolates calmly; the network adds what bends. The products with the
+    condition are taken once a frame.
     """
 
-    def __init__(self, config: DeformationConfig, condition_size: int):
+    def __init__(self, config: DeformationConfig, pose_size: int, condition_size: int):
         super().__init__()
         self.config = config
+        self.affine_layer = nn.Linear(pose_size, 12, bias=False)
+        nn.init.zeros_(self.affine_layer.weight)
         encoded = frequency_encoding_size(3, config.position_frequencies)
         self.position_layer = nn.Linear(encoded, config.hidden_width, bias=False)
         self.condition_layer = nn.Linear(condition_size, config.hidden_width)
@@ -51,6 +55,7 @@ class Deformation(nn.Module):
     def forward(
         self,
         positions: Float[Tensor, "num_samples 3"],
+        pose: Float[Tensor, "num_frames pose_size"],
         condition: Float[Tensor, "num_frames condition_size"],
         counts: Sequence[int],
     ) -> Float[Tensor, "num_samples 3"]:
@@ -58,6 +63,7 @@ class Deformation(nn.Module):
 
         Args:
             positions: in [−1, 1], the samples of frame 0 first.
+            pose: et, one row a frame.
             condition: γ(et), one row a frame.
             counts: samples of each frame.
         """
@@ -71,4 +77,5 @@ class Deformation(nn.Module):
             dim=1,
         )
         hidden = self.hidden(frame_matmul(torch.cat([encoded, ones], dim=-1), weights, counts))
-        return self.output_layer(hidden)
+        affine = self.affine_layer(pose).view(-1, 4, 3)
+        return frame_matmul(torch.cat([positions, ones], dim=-1), affine, counts) + self.output_layer(hidden)

@@ -94,18 +94,29 @@ def test_participants_differ_by_codes_where_the_grid_is_shared():
 
 
 def test_deformation_starts_as_the_identity_and_can_learn():
-    deformation = Deformation(DeformationConfig(), condition_size=6)
+    deformation = Deformation(DeformationConfig(), pose_size=6, condition_size=6)
     points, condition = torch.rand(16, 3) * 2 - 1, torch.randn(2, 6)
-    assert deformation(points, condition, COUNTS).abs().max() == 0
+    assert deformation(points, condition, condition, COUNTS).abs().max() == 0
     torch.nn.init.normal_(deformation.output_layer.weight)
-    shift = deformation(points, condition, COUNTS)
-    moved = deformation(points, condition + torch.tensor([[0.0], [1.0]]), COUNTS)
+    shift = deformation(points, condition, condition, COUNTS)
+    moved = deformation(points, condition, condition + torch.tensor([[0.0], [1.0]]), COUNTS)
     assert torch.equal(shift[:6], moved[:6]) and not torch.allclose(shift[6:], moved[6:])
 
 
-@pytest.mark.parametrize("deform, pose_history", [(True, 0), (True, 12), (False, 0)])
-def test_torso_shapes_and_gradients(deform, pose_history):
-    field = torso_field(deform=deform, pose_history=pose_history)
+def test_the_affine_part_of_the_deformation_can_be_any_rigid_motion_linear_in_the_pose():
+    deformation = Deformation(DeformationConfig(), pose_size=6, condition_size=6)
+    pose, points = torch.randn(2, 6), torch.rand(16, 3) * 2 - 1
+    # Row k of the weight is entry k of the 4 x 3 matrix [linear part; shift]: let translation x shift along y.
+    deformation.affine_layer.weight.data[3 * 3 + 1, 3] = 0.5
+    shift = deformation(points, pose, pose, COUNTS)
+    expected = torch.zeros(16, 3)
+    expected[:6, 1], expected[6:, 1] = 0.5 * pose[0, 3], 0.5 * pose[1, 3]
+    torch.testing.assert_close(shift, expected)
+
+
+@pytest.mark.parametrize("deform, pose_history, pose_appearance", [(True, 0, False), (True, 12, True), (False, 0, True)])
+def test_torso_shapes_and_gradients(deform, pose_history, pose_appearance):
+    field = torso_field(deform=deform, pose_history=pose_history, pose_appearance=pose_appearance)
     points, et = (torch.rand(16, 3) - 0.5) * 0.2, torch.rand(2, 12 if pose_history else 6) - 0.5
     if deform:
         torch.nn.init.normal_(field.deformation.output_layer.weight, std=0.1)

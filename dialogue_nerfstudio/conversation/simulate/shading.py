@@ -157,9 +157,10 @@ def _cloth_color(x, y, z, rig, palette):
         stripe = smooth_step(0.40, 0.54, abs(phase - math.floor(phase) - 0.5) * 2.0)
         r, g, b = _blend(r, g, b, palette, _CLOTH_ALT, stripe)
     elif rig.pattern == 2.0:
-        phase = x / (0.0160 * rig.pattern_scale)
+        # Broad enough for the small pictures that a CPU trains on: pinstripes would be two pixels wide there.
+        phase = x / (0.0450 * rig.pattern_scale)
         r, g, b = _blend(
-            r, g, b, palette, _CLOTH_ALT, 0.8 * smooth_step(0.62, 0.88, abs(phase - math.floor(phase) - 0.5) * 2.0)
+            r, g, b, palette, _CLOTH_ALT, 0.7 * smooth_step(0.50, 0.74, abs(phase - math.floor(phase) - 0.5) * 2.0)
         )
     elif rig.pattern == 3.0:
         u, v = x / (0.034 * rig.pattern_scale), y / (0.034 * rig.pattern_scale)
