@@ -1,7 +1,7 @@
 """Reads a run's config.yml without running code that a stranger may have put into it.
 
-nerfstudio writes its configs with YAML tags that name Python objects, and reads them with a loader that calls whatever a
-tag names. Ours makes the kinds of objects that configs consist of and refuses every other: dataclasses (without calling
+nerfstudio writes its configs with YAML tags that name Python objects, and reads them with a loader that calls whatever
+a tag names. Ours makes the kinds of objects that configs consist of and refuses every other: dataclasses (without calling
 them), paths and enumerations, and references to classes of the packages that configs are about.
 """
 
@@ -36,6 +36,11 @@ class ConfigLoader(yaml.UnsafeLoader):
     def make_python_instance(
         self, suffix: str, node: yaml.Node, args: Any = None, kwds: Any = None, newobj: bool = False
     ) -> Any:
+        if suffix == "builtins.getattr" and len(args) == 2:
+            # How Python 3.11.0 to 3.11.3 write a member of an enumeration.
+            kind, member = args
+            if isinstance(kind, type) and issubclass(kind, enum.Enum) and member in kind.__members__:
+                return kind[member]
         kind = self.find_python_name(suffix, node.start_mark)
         called = not newobj
         if not (issubclass(kind, (enum.Enum, pathlib.PurePath)) if called else dataclasses.is_dataclass(kind)):

@@ -5,6 +5,7 @@ import yaml
 
 from dialogue_nerfstudio.nerf.config import method
 from dialogue_nerfstudio.nerf.config_reader import read_yaml
+from nerfstudio.utils.writer import EventName
 
 
 @pytest.mark.parametrize("cuda", [False, True])
@@ -13,9 +14,17 @@ def test_our_configs_round_trip(cuda):
     assert yaml.dump(read_yaml(text)) == text
 
 
+def test_members_of_enumerations_as_some_pythons_write_them():
+    text = "!!python/object/apply:builtins.getattr [!!python/name:nerfstudio.utils.writer.EventName '', ITER_TRAIN_TIME]"
+    assert read_yaml(text) is EventName.ITER_TRAIN_TIME
+
+
 @pytest.mark.parametrize(
     "text",
     [
+        "!!python/object/apply:builtins.getattr [!!python/name:pathlib.Path '', home]",
+        "!!python/object/apply:builtins.getattr [!!python/name:nerfstudio.utils.writer.EventName '', __members__]",
+        "!!python/object/apply:builtins.getattr []",
         "!!python/object/apply:os.system ['touch MARK']",
         "!!python/object/new:subprocess.Popen [['touch', 'MARK']]",
         "!!python/object/apply:subprocess.run [['touch', 'MARK']]",
