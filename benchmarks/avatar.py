@@ -1,4 +1,4 @@
-"""Trains one conversation's avatars and prints, as JSON: quality on held-out frames, training and rendering speed, memory.
+"""Trains one conversation's avatars and prints, as JSON, quality on held-out frames, speed and memory.
 
     python benchmarks/avatar.py data/anchor --drive expression --iterations 2000
 """

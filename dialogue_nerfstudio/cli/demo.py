@@ -20,13 +20,13 @@ class Demo:
 
     output: Path = Path("demo")
     """Folder to write."""
-    seconds: float = 14.0
+    seconds: float = 20.0
     """Length of the conversation to learn from."""
     size: int = 256
     """Height and width of each person's picture, pixels."""
     resolution: Optional[int] = 128
     """Height and width that the avatars are trained at, pixels; the method's default for this device if None."""
-    iterations: int = 2500
+    iterations: int = 4500
     """Training iterations."""
     new_seconds: float = 6.0
     """Length of the new conversation that the avatars act."""

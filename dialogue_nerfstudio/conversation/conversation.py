@@ -141,7 +141,7 @@ class Conversation:
     def feature_names(self) -> List[str]:
         return sorted(path.stem for path in self.path("features").glob("*.npz"))
 
-    def feature(self, name: str) -> Float32[np.ndarray, "num_frames *dims"]:
+    def feature(self, name: str) -> Float32[np.ndarray, "num_frames ..."]:
         """An audio feature, one row a frame.
 
         Raises:
@@ -181,7 +181,7 @@ class Conversation:
             raise DialogueError(f"{where}: two participants share an id ({', '.join(self.participant_ids)}).")
         for participant in self.participants:
             if not re.fullmatch(r"[A-Za-z0-9_-]+", participant.id):
-                raise DialogueError(f"{where}: participant id '{participant.id}' may hold only letters, digits, _ and -.")
+                raise DialogueError(f"{where}: the id '{participant.id}' holds more than letters, digits, _ and -.")
             motion = participant.motion
             motion.validate(f"{where}: motion of participant {participant.id}")
             if motion.num_frames != self.num_frames:

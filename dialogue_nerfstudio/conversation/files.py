@@ -51,7 +51,7 @@ def _disk_errors(target: Path) -> Iterator[None]:
                 "free some space and run the same command again, it goes on where it stopped."
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise DialogueError(f"{target} could not be written: no permission; choose another output folder.") from error
+            raise DialogueError(f"{target} could not be written: no permission; choose another folder.") from error
         raise
 
 
@@ -96,9 +96,8 @@ def read_json(path: Path) -> Any:
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
     """Writes named arrays as a compressed .npz, atomically."""
-    with atomic_path(path) as temporary:
-        with open(temporary, "wb") as stream:
-            np.savez_compressed(stream, **arrays)
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+        np.savez_compressed(stream, **arrays)
 
 
 def read_npz(path: Path) -> Dict[str, np.ndarray]:

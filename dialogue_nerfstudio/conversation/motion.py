@@ -162,7 +162,12 @@ class Motion:
             fps=float(arrays["fps"]),
             expression_basis=str(arrays["expression_basis"]),
             expression_names=tuple(str(name) for name in arrays["expression_names"]),
-            sources=dict(zip(map(str, arrays.get("source_names", ())), map(str, arrays.get("source_values", ())))),
+            sources={
+                str(name): str(source)
+                for name, source in zip(
+                    arrays.get("source_names", ()), arrays.get("source_values", ()), strict=True
+                )
+            },
         )
         motion.validate(str(path))
         return motion

@@ -85,6 +85,6 @@ def frames_to_segments(
     segments = []
     for column, participant_id in enumerate(participant_ids):
         edges = np.diff(np.concatenate([[False], speaking[:, column], [False]]).astype(np.int8))
-        for start, stop in zip(np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)):
+        for start, stop in zip(np.flatnonzero(edges == 1), np.flatnonzero(edges == -1), strict=True):
             segments.append(SpeechSegment(start / fps, stop / fps, participant_id))
     return sorted(segments, key=lambda segment: (segment.start, segment.end, segment.speaker))

@@ -22,6 +22,6 @@ def split_frames(
         raise DialogueError(f"the eval fraction must lie between 0 and 1, not {eval_fraction}.")
     if num_frames < 2:
         raise DialogueError(f"a conversation of {num_frames} frame(s) cannot be split into train and eval frames.")
-    num_eval = min(max(int(round(num_frames * eval_fraction)), 1), num_frames - 1)
+    num_eval = min(max(round(num_frames * eval_fraction), 1), num_frames - 1)
     frames = np.arange(num_frames)
     return frames[:-num_eval], frames[-num_eval:]

@@ -160,15 +160,14 @@ class VideoWriter:
     def _open(self) -> Iterator[None]:
         import av
 
-        with atomic_path(self.path) as temporary:
-            with av.open(str(temporary), "w") as container:
-                self._container = container
-                self._stream = container.add_stream(self.codec, rate=Fraction(self.fps).limit_denominator(1001))
-                self._stream.width, self._stream.height = self.width, self.height
-                self._stream.pix_fmt = self.encoder_format
-                self._stream.options = self._options
-                yield
-                container.mux(self._stream.encode(None))
+        with atomic_path(self.path) as temporary, av.open(str(temporary), "w") as container:
+            self._container = container
+            self._stream = container.add_stream(self.codec, rate=Fraction(self.fps).limit_denominator(1001))
+            self._stream.width, self._stream.height = self.width, self.height
+            self._stream.pix_fmt = self.encoder_format
+            self._stream.options = self._options
+            yield
+            container.mux(self._stream.encode(None))
 
     def write(self, frame: UInt8[np.ndarray, "height width *channels"]) -> None:
         """Appends one frame."""

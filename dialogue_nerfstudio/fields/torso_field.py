@@ -38,7 +38,7 @@ class TorsoFieldConfig:
     """Octaves of γ(et); fewer than the paper's, because a clip of seconds shows few poses."""
     pose_appearance: bool = False
     """Whether γ(et) also acts on density and colour directly, as published. Off, because the field then explains
-    movement by blending looks instead of moving: on the simulated sample's held-out frames, 750 steps, 21 against 27 dB."""
+    movement by blending looks instead of moving: 21 against 27 dB on the simulated sample's held-out frames."""
     pose_history: int = 0
     """Frames of the past whose mean pose joins et, for bodies that follow with a delay. 0, as in the paper, is
     better on real recordings of seconds (12 cost one 0.8 dB, and gained 1.4 dB on a simulated one)."""

@@ -1,8 +1,8 @@
 """Reads a run's config.yml without running code that a stranger may have put into it.
 
 nerfstudio writes its configs with YAML tags that name Python objects, and reads them with a loader that calls whatever
-a tag names. Ours makes the kinds of objects that configs consist of and refuses every other: dataclasses (without calling
-them), paths and enumerations, and references to classes of the packages that configs are about.
+a tag names. Ours makes the kinds of objects that configs consist of and refuses every other: dataclasses (without
+calling them), paths and enumerations, and references to classes of the packages that configs are about.
 """
 
 import dataclasses

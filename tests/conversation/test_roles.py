@@ -46,5 +46,5 @@ def test_frames_to_segments_inverts_segments_to_frames():
 
 
 def test_unknown_speaker():
-    with pytest.raises(DialogueError, match="'zoe'.*use a, b"):
+    with pytest.raises(DialogueError, match=r"'zoe'.*use a, b"):
         segments_to_frames([SpeechSegment(0, 1, "zoe")], ["a", "b"], 10, 25)

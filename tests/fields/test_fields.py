@@ -114,7 +114,9 @@ def test_the_affine_part_of_the_deformation_can_be_any_rigid_motion_linear_in_th
     torch.testing.assert_close(shift, expected)
 
 
-@pytest.mark.parametrize("deform, pose_history, pose_appearance", [(True, 0, False), (True, 12, True), (False, 0, True)])
+@pytest.mark.parametrize(
+    "deform, pose_history, pose_appearance", [(True, 0, False), (True, 12, True), (False, 0, True)]
+)
 def test_torso_shapes_and_gradients(deform, pose_history, pose_appearance):
     field = torso_field(deform=deform, pose_history=pose_history, pose_appearance=pose_appearance)
     points, et = (torch.rand(16, 3) - 0.5) * 0.2, torch.rand(2, 12 if pose_history else 6) - 0.5

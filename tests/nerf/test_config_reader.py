@@ -2,10 +2,10 @@
 
 import pytest
 import yaml
+from nerfstudio.utils.writer import EventName
 
 from dialogue_nerfstudio.nerf.config import method
 from dialogue_nerfstudio.nerf.config_reader import read_yaml
-from nerfstudio.utils.writer import EventName
 
 
 @pytest.mark.parametrize("cuda", [False, True])
@@ -15,7 +15,8 @@ def test_our_configs_round_trip(cuda):
 
 
 def test_members_of_enumerations_as_some_pythons_write_them():
-    text = "!!python/object/apply:builtins.getattr [!!python/name:nerfstudio.utils.writer.EventName '', ITER_TRAIN_TIME]"
+    name = "!!python/name:nerfstudio.utils.writer.EventName ''"
+    text = f"!!python/object/apply:builtins.getattr [{name}, ITER_TRAIN_TIME]"
     assert read_yaml(text) is EventName.ITER_TRAIN_TIME
 
 

@@ -356,9 +356,9 @@ def perform(
     breath = np.sin(2 * np.pi * (0.27 * times + rng.random()))
     sway = Rotation.from_euler(
         "YXZ",
-        lag_angles * np.array([0.28, -0.10, 0.22]) + np.deg2rad(0.25) * breath[:, None] * np.array([0.0, -1.0, 0.0]),
+        lag_angles * np.array([0.16, -0.06, 0.12]) + np.deg2rad(0.12) * breath[:, None] * np.array([0.0, -1.0, 0.0]),
     )
-    torso_shift = 0.85 * lag_lean + np.array([0.0, 0.0010, 0.0]) * breath[:, None]
+    torso_shift = 0.5 * lag_lean + np.array([0.0, 0.0005, 0.0]) * breath[:, None]
     torso_pose = np.concatenate([sway.as_rotvec(), torso_shift], axis=1)
 
     expression = np.zeros((num_frames, len(EXPRESSION_NAMES)))
