@@ -2,7 +2,6 @@
 
 import pytest
 import yaml
-from nerfstudio.utils.writer import EventName
 
 from dialogue_nerfstudio.nerf.config import method
 from dialogue_nerfstudio.nerf.config_reader import read_yaml
@@ -17,7 +16,7 @@ def test_our_configs_round_trip(cuda):
 def test_members_of_enumerations_as_some_pythons_write_them():
     name = "!!python/name:nerfstudio.utils.writer.EventName ''"
     text = f"!!python/object/apply:builtins.getattr [{name}, ITER_TRAIN_TIME]"
-    assert read_yaml(text) is EventName.ITER_TRAIN_TIME
+    assert read_yaml(text) in method(False).logging.local_writer.stats_to_track
 
 
 @pytest.mark.parametrize(
