@@ -76,7 +76,8 @@ def method(cuda: bool) -> DialogueTrainerConfig:
         # Stock nerfstudio waits in the viewer when training ends, and a script would hang; ns-viewer opens the result.
         viewer=ViewerConfig(
             num_rays_per_chunk=1 << 17 if cuda else 16384,
-            max_num_display_images=16,
+            # All recorded cameras stand where the view starts; their pictures would hang in front of it.
+            max_num_display_images=0,
             default_composite_depth=False,
             quit_on_train_completion=True,
         ),

@@ -171,7 +171,12 @@ class DialogueModel(Model):
         )
         self.trained_drives: Set[str] = set()
         self.panel = DialoguePanel(
-            self.participant_ids, DRIVES, self.config.drive, lambda: self.num_frames, signals.fps
+            self.participant_ids,
+            DRIVES,
+            self.config.drive,
+            lambda: self.num_frames,
+            signals.fps,
+            [person.camera for person in people],
         )
 
     # Checkpoints ------------------------------------------------------------------------------------------------------

@@ -7,11 +7,14 @@ import threading
 import time
 from typing import Any, Callable, List, Optional, Tuple
 
+import numpy as np
 from nerfstudio.viewer.viewer_elements import ViewerControl
+
+from dialogue_nerfstudio.conversation import Camera
 
 
 class DialoguePanel(ViewerControl):
-    """Integer frame slider, participant and drive menus, play button.
+    """Integer frame slider, participant and drive menus, play and front-view buttons.
 
     Args:
         participant_ids: choices of the participant menu.
@@ -19,11 +22,19 @@ class DialoguePanel(ViewerControl):
         drive: the chosen drive.
         num_frames: called for the length of the timeline, which changes when signals are swapped.
         fps: frames of playback a second.
+        cameras: that recorded each participant; views start there.
     """
 
     def __init__(
-        self, participant_ids: List[str], drives: Tuple[str, ...], drive: str, num_frames: Callable[[], int], fps: float
+        self,
+        participant_ids: List[str],
+        drives: Tuple[str, ...],
+        drive: str,
+        num_frames: Callable[[], int],
+        fps: float,
+        cameras: List[Camera],
     ):
+        self._cameras = cameras
         self.participant_ids, self.drives, self.drive = participant_ids, drives, drive
         self.participant, self.frame, self.fps = 0, 0, fps
         self._num_frames = num_frames
@@ -63,6 +74,8 @@ class DialoguePanel(ViewerControl):
         participant_menu = server.gui.add_dropdown("Participant", self.participant_ids, self.participant_ids[0])
         drive_menu = server.gui.add_dropdown("Drive", self.drives, self.drive)
         play = server.gui.add_button("Play")
+        front = server.gui.add_button("Front view")
+        server.on_client_connect(self._face)
 
         @self._slider.on_update
         def _(_: Any) -> None:
@@ -73,7 +86,12 @@ class DialoguePanel(ViewerControl):
         @participant_menu.on_update
         def _(_: Any) -> None:
             self.participant = self.participant_ids.index(participant_menu.value)
+            self._face_all()
             self._show("move")
+
+        @front.on_click
+        def _(_: Any) -> None:
+            self._face_all()
 
         @drive_menu.on_update
         def _(_: Any) -> None:
@@ -86,6 +104,22 @@ class DialoguePanel(ViewerControl):
             play.label = "Pause" if self._playing else "Play"
             if self._playing:
                 threading.Thread(target=self._play, daemon=True).start()
+
+    def _face_all(self) -> None:
+        for client in self.viser_server.get_clients().values():
+            self._face(client)
+
+    def _face(self, client: Any) -> None:
+        """Puts a client's camera where the participant was recorded from: nobody knows how they look from elsewhere."""
+        from nerfstudio.viewer.viewer import VISER_NERFSTUDIO_SCALE_RATIO
+
+        camera = self._cameras[self.participant]
+        rotation, position = camera.camera_to_person[:, :3], camera.camera_to_person[:, 3]
+        # The person's space has its origin in the mean head, which the camera turns around.
+        target = position - float(np.linalg.norm(position)) * rotation[:, 2]
+        # The field of view is left to the viewer: setting it too froze headless Chromium's software renderer.
+        client.camera.position = position * VISER_NERFSTUDIO_SCALE_RATIO
+        client.camera.look_at = target * VISER_NERFSTUDIO_SCALE_RATIO
 
     def _play(self) -> None:
         """Moves the playhead with the clock, so that a slow renderer drops frames instead of falling behind."""

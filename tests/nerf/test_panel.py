@@ -2,14 +2,20 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from dialogue_nerfstudio.conversation import Camera
 from dialogue_nerfstudio.nerf.panel import DialoguePanel
 
 
 @pytest.fixture
 def panel():
-    return DialoguePanel(["a", "b"], ("role", "audio"), "role", lambda: 101, 25.0)
+    def camera(distance):
+        return Camera(128, 128, 256.0, 64.0, 64.0, np.hstack([np.eye(3), [[0.0], [0.0], [distance]]]))
+
+    cameras = [camera(0.6), camera(0.8)]
+    return DialoguePanel(["a", "b"], ("role", "audio"), "role", lambda: 101, 25.0, cameras)
 
 
 class Widget:
@@ -50,15 +56,20 @@ def attach(panel):
         add_button=lambda name: add(name, None),
     )
     machine = Machine()
+    client = SimpleNamespace(camera=SimpleNamespace())
     viewer = SimpleNamespace(
         viser_server=SimpleNamespace(
-            gui=gui, scene=SimpleNamespace(set_up_direction=lambda _: None), get_clients=lambda: {0: "client"}
+            gui=gui,
+            scene=SimpleNamespace(set_up_direction=lambda _: None),
+            get_clients=lambda: {0: client},
+            on_client_connect=lambda callback: callback(client),
         ),
         render_statemachines={0: machine},
         get_camera_state=lambda client: None,
         ready=True,
     )
     panel._setup(viewer)
+    widgets["camera"] = client.camera
     return widgets, machine
 
 
@@ -75,6 +86,19 @@ def test_widgets_change_the_state_and_ask_for_a_picture(panel):
     widgets["Drive"].set("audio")
     assert (panel.frame, panel.participant, panel.drive) == (42, 1, "audio")
     assert machine.actions == ["move"] * 3
+
+
+def test_the_view_starts_at_the_recording_camera_and_follows_the_participant(panel):
+    widgets, _ = attach(panel)
+    camera = widgets["camera"]
+    # nerfstudio's viewer shows the world ten times as large.
+    np.testing.assert_allclose(camera.position, [0, 0, 6])
+    np.testing.assert_allclose(camera.look_at, [0, 0, 0], atol=1e-9)
+    widgets["Participant"].set("b")
+    np.testing.assert_allclose(camera.position, [0, 0, 8])
+    camera.position = np.array([1.0, 2.0, 3.0])
+    widgets["Front view"].callback(None)
+    np.testing.assert_allclose(camera.position, [0, 0, 8])
 
 
 def test_the_newer_of_frame_slider_and_viewer_time_wins(panel):
