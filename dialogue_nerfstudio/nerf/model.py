@@ -4,7 +4,7 @@ Conventions: rays are in person space (metres) of the participant they show, sor
 they are rendered. P participants, T frames of the timeline, F frames in a batch, R rays, S samples a ray.
 """
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Dict, List, Literal, Optional, Set, Tuple, Type, Union
 
 import numpy as np
@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from dialogue_nerfstudio.conversation import DialogueError
-from dialogue_nerfstudio.conversation.video import HEAD, NECK, TORSO
-from dialogue_nerfstudio.encodings.hash_grid import HashGridConfig
 from dialogue_nerfstudio.fields.head_field import GridSharing, HeadField, HeadFieldConfig
 from dialogue_nerfstudio.fields.signal_encoder import HeadSignal, SignalEncoder, SignalEncoderConfig
 from dialogue_nerfstudio.fields.torso_field import TorsoField, TorsoFieldConfig
 from dialogue_nerfstudio.metrics.images import image_metrics, label_regions
+from dialogue_nerfstudio.nerf.compatibility import CHECKPOINT_FORMAT, GRID_LAYOUT, check_compatible, grid_size
 from dialogue_nerfstudio.nerf.dataparser import RecordedPerson
+from dialogue_nerfstudio.nerf.losses import binary_entropy, mask_loss
 from dialogue_nerfstudio.nerf.panel import DialoguePanel
 from dialogue_nerfstudio.nerf.plates import Plates
 from dialogue_nerfstudio.nerf.signals import ConversationSignals
@@ -38,15 +38,6 @@ from dialogue_nerfstudio.rendering.sampling import stratified
 
 Drive = Literal["role", "audio", "expression"]
 DRIVES: Tuple[Drive, ...] = ("role", "audio", "expression")
-
-CHECKPOINT_FORMAT = 1
-"""Of what is stored beside the parameters; a newer one than the program knows is refused."""
-
-GRID_LAYOUT = "tiny-cuda-nn"
-"""How hash tables are laid out; kernels of the same layout read each other's checkpoints."""
-
-KNOWN_KERNELS = ("torch", "numba")
-"""Kernels whose checkpoints can be read."""
 
 
 @dataclass
@@ -188,8 +179,8 @@ class DialogueModel(Model):
             "format": CHECKPOINT_FORMAT,
             "grid_layout": GRID_LAYOUT,
             "kernel": grid.kernel,
-            "head_grid": _grid_size(self.config.head.grid),
-            "torso_grid": _grid_size(self.config.torso.grid),
+            "head_grid": grid_size(self.config.head.grid),
+            "torso_grid": grid_size(self.config.torso.grid),
             "grid_sharing": self.config.grid_sharing,
             "participants": list(self.participant_ids),
             "expression_basis": self._signal_facts.expression_basis,
@@ -206,32 +197,7 @@ class DialogueModel(Model):
         Raises:
             DialogueError: one sentence about the first thing that differs.
         """
-        if not isinstance(state, dict) or "format" not in state:
-            raise DialogueError("the checkpoint was not written by dialogue-nerf; give one of this method.")
-        if state["format"] > CHECKPOINT_FORMAT:
-            raise DialogueError(
-                f"the checkpoint has format {state['format']}, this program knows up to {CHECKPOINT_FORMAT}; "
-                "upgrade dialogue-nerfstudio."
-            )
-        own = self.get_extra_state()
-        if state["grid_layout"] != own["grid_layout"] or state["kernel"] not in KNOWN_KERNELS:
-            raise DialogueError(
-                f"the checkpoint was trained with the hash-grid kernel '{state['kernel']}' (layout "
-                f"'{state['grid_layout']}'), which this program cannot read; it reads {', '.join(KNOWN_KERNELS)} with "
-                f"layout '{own['grid_layout']}'. Train again, or load it where that kernel is installed."
-            )
-        for key, what in (
-            ("participants", "participants"),
-            ("grid_sharing", "grid sharing"),
-            ("head_grid", "hash grid of the head"),
-            ("torso_grid", "hash grid of the torso"),
-            ("expression_basis", "expression basis"),
-        ):
-            if state[key] != own[key]:
-                raise DialogueError(
-                    f"the checkpoint's {what} ({state[key]}) is not this configuration's ({own[key]}); load the "
-                    "config.yml and the data that it was trained with."
-                )
+        check_compatible(state, self.get_extra_state())
 
     # Signals ----------------------------------------------------------------------------------------------------------
 
@@ -666,34 +632,6 @@ def _box_mask(box: Int[Tensor, "4"], height: int, width: int) -> Bool[Tensor, "h
     mask = torch.zeros(height, width, dtype=torch.bool)
     mask[top:bottom, left:right] = True
     return mask
-
-
-def _grid_size(config: HashGridConfig) -> Dict[str, int]:
-    """A grid's size without its kernel, which does not change the parameters."""
-    return {name: value for name, value in asdict(config).items() if name != "kernel"}
-
-
-def mask_loss(head: Float[Tensor, " R"], torso: Float[Tensor, " R"], labels: Int[Tensor, " R"]) -> Float[Tensor, ""]:
-    """Cross entropy of head and torso opacity against the labels.
-
-    Head pixels show only head, torso pixels only torso, background neither; a neck pixel is filled, by either.
-    """
-    is_head, is_neck, is_torso = labels == HEAD, labels == NECK, labels == TORSO
-    head_error = torch.where(is_neck, torch.zeros_like(head), cross_entropy(head, is_head))
-    torso_error = torch.where(is_neck, cross_entropy(head + torso, is_neck), cross_entropy(torso, is_torso))
-    return (head_error + torso_error).mean()
-
-
-def cross_entropy(opacity: Float[Tensor, " R"], filled: Bool[Tensor, " R"]) -> Float[Tensor, " R"]:
-    """−log of the opacity where it should be 1, of the transparency where it should be 0."""
-    probability = torch.where(filled, opacity, 1.0 - opacity)
-    return -torch.log(probability.clamp(1e-3, 1.0))
-
-
-def binary_entropy(opacity: Float[Tensor, "*batch"]) -> Float[Tensor, ""]:
-    """Mean of −p log p − (1 − p) log (1 − p)."""
-    p = opacity.clamp(1e-4, 1.0 - 1e-4)
-    return -(p * p.log() + (1.0 - p) * (1.0 - p).log()).mean()
 
 
 def samples_per_frame(ray_frames: Int[Tensor, " R"], rays: Int[Tensor, " N"], num_frames: int) -> List[int]:

@@ -8,7 +8,7 @@ import torch
 from short_training import train
 
 from dialogue_nerfstudio.conversation import DialogueError, load_conversation
-from dialogue_nerfstudio.nerf.model import binary_entropy, mask_loss
+from dialogue_nerfstudio.nerf.losses import binary_entropy, mask_loss
 from dialogue_nerfstudio.nerf.pipeline import DialoguePipeline
 from dialogue_nerfstudio.nerf.signals import ConversationSignals
 

@@ -1,0 +1,54 @@
+"""What a checkpoint and the model that loads it must agree on, and the sentence said when they do not."""
+
+from dataclasses import asdict
+from typing import Any, Dict, Optional
+
+from dialogue_nerfstudio.conversation import DialogueError
+from dialogue_nerfstudio.encodings.hash_grid import HashGridConfig
+
+CHECKPOINT_FORMAT = 1
+"""Of what is stored beside the parameters; a newer one than the program knows is refused."""
+
+GRID_LAYOUT = "tiny-cuda-nn"
+"""How hash tables are laid out; kernels of the same layout read each other's checkpoints."""
+
+KNOWN_KERNELS = ("torch", "numba")
+"""Kernels whose checkpoints can be read."""
+
+
+def grid_size(config: HashGridConfig) -> Dict[str, int]:
+    """A grid's size without its kernel, which does not change the parameters."""
+    return {name: value for name, value in asdict(config).items() if name != "kernel"}
+
+
+def check_compatible(state: Optional[Dict[str, Any]], own: Dict[str, Any]) -> None:
+    """Compares a checkpoint's extra state with that of the model that would load it.
+
+    Raises:
+        DialogueError: one sentence about the first thing that differs.
+    """
+    if not isinstance(state, dict) or "format" not in state:
+        raise DialogueError("the checkpoint was not written by dialogue-nerf; give one of this method.")
+    if state["format"] > CHECKPOINT_FORMAT:
+        raise DialogueError(
+            f"the checkpoint has format {state['format']}, this program knows up to {CHECKPOINT_FORMAT}; "
+            "upgrade dialogue-nerfstudio."
+        )
+    if state["grid_layout"] != own["grid_layout"] or state["kernel"] not in KNOWN_KERNELS:
+        raise DialogueError(
+            f"the checkpoint was trained with the hash-grid kernel '{state['kernel']}' (layout "
+            f"'{state['grid_layout']}'), which this program cannot read; it reads {', '.join(KNOWN_KERNELS)} with "
+            f"layout '{own['grid_layout']}'. Train again, or load it where that kernel is installed."
+        )
+    for key, what in (
+        ("participants", "participants"),
+        ("grid_sharing", "grid sharing"),
+        ("head_grid", "hash grid of the head"),
+        ("torso_grid", "hash grid of the torso"),
+        ("expression_basis", "expression basis"),
+    ):
+        if state[key] != own[key]:
+            raise DialogueError(
+                f"the checkpoint's {what} ({state[key]}) is not this configuration's ({own[key]}); load the "
+                "config.yml and the data that it was trained with."
+            )
