@@ -5,13 +5,13 @@ Conventions: positions are metres in head space, directions unit vectors in head
 """
 
 from dataclasses import dataclass, field
-from typing import Literal, Sequence, Tuple
+from typing import Sequence, Tuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dialogue_nerfstudio.encodings.hash_grid import HashGrid, HashGridConfig
+from dialogue_nerfstudio.encodings.hash_grid import HashGridConfig
 from dialogue_nerfstudio.fields.conditioning import (
     DIRECTION_SIZE,
     direction_encoding,
@@ -20,9 +20,8 @@ from dialogue_nerfstudio.fields.conditioning import (
     hidden_layers,
 )
 from dialogue_nerfstudio.fields.latent_codes import LatentCodes
+from dialogue_nerfstudio.fields.participant_grids import GridSharing, ParticipantGrids
 from dialogue_nerfstudio.fields.signal_encoder import HeadSignal
-
-GridSharing = Literal["per-participant", "shared"]
 
 
 @dataclass
@@ -47,30 +46,6 @@ class HeadFieldConfig:
     """Regions that it tells apart for the code of blink and gaze."""
     initial_density: float = 3.0
     """Density of the untrained field, 1/m: about half of the light passes a head's depth of it."""
-
-
-class ParticipantGrids(nn.Module):
-    """One hash grid a participant, or one for all, over a box of each participant."""
-
-    def __init__(self, config: HashGridConfig, sharing: GridSharing, boxes: Float[Tensor, "participants 2 3"]):
-        super().__init__()
-        self.sharing = sharing
-        self.grids = nn.ModuleList(HashGrid(config) for _ in range(len(boxes) if sharing == "per-participant" else 1))
-        self.register_buffer("box_min", boxes[:, 0].clone())
-        self.register_buffer("box_size", (boxes[:, 1] - boxes[:, 0]).clone())
-
-    @property
-    def out_dim(self) -> int:
-        return self.grids[0].out_dim
-
-    def normalise(self, positions: Float[Tensor, "n 3"], participant: int) -> Float[Tensor, "n 3"]:
-        """Metres to [0, 1] within the participant's box."""
-        return (positions - self.box_min[participant]) / self.box_size[participant]
-
-    def forward(self, unit_positions: Float[Tensor, "n 3"], participant: int) -> Float[Tensor, "n features"]:
-        """Features at positions of [0, 1]; positions outside get those of the box's surface."""
-        grid = self.grids[participant if self.sharing == "per-participant" else 0]
-        return grid(unit_positions.clamp(0.0, 1.0)).float()
 
 
 class HeadField(nn.Module):

@@ -20,8 +20,8 @@ from dialogue_nerfstudio.fields.conditioning import (
     hidden_layers,
 )
 from dialogue_nerfstudio.fields.deformation import Deformation, DeformationConfig
-from dialogue_nerfstudio.fields.head_field import GridSharing, ParticipantGrids
 from dialogue_nerfstudio.fields.latent_codes import LatentCodes
+from dialogue_nerfstudio.fields.participant_grids import GridSharing, ParticipantGrids
 
 
 @dataclass

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from dialogue_nerfstudio.conversation import DialogueError
-from dialogue_nerfstudio.fields.head_field import GridSharing, HeadField, HeadFieldConfig
+from dialogue_nerfstudio.fields.head_field import HeadField, HeadFieldConfig
+from dialogue_nerfstudio.fields.participant_grids import GridSharing
 from dialogue_nerfstudio.fields.signal_encoder import HeadSignal, SignalEncoder, SignalEncoderConfig
 from dialogue_nerfstudio.fields.torso_field import TorsoField, TorsoFieldConfig
 from dialogue_nerfstudio.metrics.images import image_metrics, label_regions
@@ -55,7 +56,8 @@ class DialogueModelConfig(ModelConfig):
     """In training by role, how often a speaker's face follows expression instead of audio, so that the trained avatars
     can be driven by either."""
     grid_sharing: GridSharing = "per-participant"
-    """Hash tables for each participant with shared networks, or one table told apart by latent codes only."""
+    """Hash tables for each participant with shared networks; one table told apart by latent codes only; or an atlas,
+    one table in which each participant has a place of their own."""
     head: HeadFieldConfig = field(default_factory=HeadFieldConfig)
     """The head field."""
     torso: TorsoFieldConfig = field(default_factory=TorsoFieldConfig)
