@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dialogue_nerfstudio.encodings.hash_grid import HashGridConfig
+from dialogue_nerfstudio.encodings.spatial import EncodingName
 from dialogue_nerfstudio.fields.conditioning import (
     DIRECTION_SIZE,
     direction_encoding,
@@ -30,6 +31,8 @@ class HeadFieldConfig:
 
     grid: HashGridConfig = field(default_factory=HashGridConfig)
     """The hash grid over the head's box."""
+    encoding: EncodingName = "grid"
+    """What reads space: one hash grid, or a tri-plane of three (ER-NeRF, section 3.2), each of that size."""
     hidden_width: int = 32
     """Units of each hidden layer."""
     density_layers: int = 2
@@ -65,7 +68,7 @@ class HeadField(nn.Module):
         self.config = config
         width, regions = config.hidden_width, config.face_regions + config.eye_regions
         self.codes = LatentCodes(len(boxes), config.latent_size)
-        self.grid = ParticipantGrids(config.grid, sharing, boxes)
+        self.grid = ParticipantGrids(config.grid, sharing, boxes, config.encoding)
         self.gate = nn.Sequential(nn.Linear(self.grid.out_dim, 16), nn.ReLU(), nn.Linear(16, regions + 1))
 
         self.density_input = nn.Linear(self.grid.out_dim, width, bias=False)

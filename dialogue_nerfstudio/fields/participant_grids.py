@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dialogue_nerfstudio.encodings.hash_grid import HashGrid, HashGridConfig
+from dialogue_nerfstudio.encodings.hash_grid import HashGridConfig
+from dialogue_nerfstudio.encodings.spatial import EncodingName, spatial_encoding
 
 GridSharing = Literal["per-participant", "shared", "atlas"]
 
@@ -50,18 +51,27 @@ class ParticipantGrids(nn.Module):
         config: of the grid over one box.
         sharing: one of the above.
         boxes: of the participants.
+        encoding: what reads each box: a hash grid, or another of `encodings.spatial`.
     """
 
     box_min: Float[Tensor, "participants 3"]
     box_size: Float[Tensor, "participants 3"]
 
-    def __init__(self, config: HashGridConfig, sharing: GridSharing, boxes: Float[Tensor, "participants 2 3"]):
+    def __init__(
+        self,
+        config: HashGridConfig,
+        sharing: GridSharing,
+        boxes: Float[Tensor, "participants 2 3"],
+        encoding: EncodingName = "grid",
+    ):
         super().__init__()
         self.sharing, self.blocks = sharing, 1
         if sharing == "atlas":
             self.blocks = blocks_per_axis(len(boxes))
             config = atlas_config(config, len(boxes))
-        self.grids = nn.ModuleList(HashGrid(config) for _ in range(len(boxes) if sharing == "per-participant" else 1))
+        self.grids = nn.ModuleList(
+            spatial_encoding(encoding, config) for _ in range(len(boxes) if sharing == "per-participant" else 1)
+        )
         self.register_buffer("box_min", boxes[:, 0].clone())
         self.register_buffer("box_size", (boxes[:, 1] - boxes[:, 0]).clone())
 

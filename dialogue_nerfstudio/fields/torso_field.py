@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dialogue_nerfstudio.encodings.hash_grid import HashGridConfig
+from dialogue_nerfstudio.encodings.spatial import EncodingName
 from dialogue_nerfstudio.fields.conditioning import (
     exponential_density,
     frame_matmul,
@@ -30,6 +31,8 @@ class TorsoFieldConfig:
 
     grid: HashGridConfig = field(default_factory=HashGridConfig)
     """The hash grid over the torso's box."""
+    encoding: EncodingName = "grid"
+    """What reads space: one hash grid, or a tri-plane of three (ER-NeRF, section 3.2), each of that size."""
     deformation: DeformationConfig = field(default_factory=DeformationConfig)
     """The deformation field."""
     deform: bool = True
@@ -63,7 +66,7 @@ class TorsoField(nn.Module):
         self.config = config
         width = config.hidden_width
         self.codes = LatentCodes(len(boxes), config.latent_size)
-        self.grid = ParticipantGrids(config.grid, sharing, boxes)
+        self.grid = ParticipantGrids(config.grid, sharing, boxes, config.encoding)
         poses = 2 if config.pose_history > 0 else 1
         condition_size = frequency_encoding_size(6 * poses, config.pose_frequencies)
         if config.deform:

@@ -16,9 +16,10 @@ KNOWN_KERNELS = ("torch", "numba")
 """Kernels whose checkpoints can be read."""
 
 
-def grid_size(config: HashGridConfig) -> Dict[str, int]:
-    """A grid's size without its kernel, which does not change the parameters."""
-    return {name: value for name, value in asdict(config).items() if name != "kernel"}
+def grid_size(config: HashGridConfig, encoding: str) -> Dict[str, Any]:
+    """A grid's size without its kernel, which does not change the parameters, and what it is if not one hash grid."""
+    size = {name: value for name, value in asdict(config).items() if name != "kernel"}
+    return size if encoding == "grid" else {"encoding": encoding, **size}
 
 
 def check_compatible(state: Optional[Dict[str, Any]], own: Dict[str, Any]) -> None:
