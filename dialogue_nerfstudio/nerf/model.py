@@ -31,6 +31,7 @@ from dialogue_nerfstudio.nerf.losses import binary_entropy, mask_loss
 from dialogue_nerfstudio.nerf.panel import DialoguePanel
 from dialogue_nerfstudio.nerf.plates import Plates
 from dialogue_nerfstudio.nerf.signals import ConversationSignals
+from dialogue_nerfstudio.nerf.view_range import SeenViews, ViewRange
 from dialogue_nerfstudio.rendering.boxes import intersect_box
 from dialogue_nerfstudio.rendering.march import Source, march
 from dialogue_nerfstudio.rendering.occupancy import OccupancyGrid, OccupancyGridConfig
@@ -79,6 +80,10 @@ class DialogueModelConfig(ModelConfig):
     """Which cells of a box are evaluated at all."""
     occupancy_interval: int = 16
     """Steps between updates of the occupancy grids."""
+
+    clamp_views: bool = False
+    """Whether a camera beyond what training saw (see nerf/view_range.py) is swung back to where the body is known,
+    instead of a warning."""
 
     photometric_coefficient: float = 1.0
     """Squared colour error: DFA-NeRF equation 11, DialogueNeRF section 4.2."""
@@ -163,6 +168,14 @@ class DialogueModel(Model):
             "residual_scale", signals.residual[:, train_frames].std(dim=1, unbiased=False).clamp_min(1e-3)
         )
         self.trained_drives: Set[str] = set()
+        self.seen_views = SeenViews(
+            [
+                ViewRange.of(
+                    person.id, person.camera, rotation[train_frames].numpy(), translation[train_frames].numpy()
+                )
+                for person, rotation, translation in zip(people, signals.rotation, signals.translation, strict=True)
+            ]
+        )
         self.panel = DialoguePanel(
             self.participant_ids,
             DRIVES,
@@ -187,11 +200,15 @@ class DialogueModel(Model):
             "participants": list(self.participant_ids),
             "expression_basis": self._signal_facts.expression_basis,
             "trained_drives": sorted(self.trained_drives),
+            "seen_views": self.seen_views.state(),
         }
 
     def set_extra_state(self, state: Dict[str, Any]) -> None:
         self.check_compatible(state)
         self.trained_drives = set(state["trained_drives"])
+        # Absent from checkpoints of before; then what the dataset says stands.
+        if "seen_views" in state:
+            self.seen_views.load_state(state["seen_views"])
 
     def check_compatible(self, state: Optional[Dict[str, Any]]) -> None:
         """Compares a checkpoint's extra state with this model's.
@@ -200,6 +217,23 @@ class DialogueModel(Model):
             DialogueError: one sentence about the first thing that differs.
         """
         check_compatible(state, self.get_extra_state())
+
+    # What training saw ------------------------------------------------------------------------------------------------
+
+    def view_range(self, participant: int) -> ViewRange:
+        """From where the recording saw a participant, and how far beyond that a camera may go."""
+        return self.seen_views[participant]
+
+    def check_view(self, participant: int, camera_to_person: Float[np.ndarray, "3 4"], frame: int) -> Optional[str]:
+        """A sentence if a camera in person space sees a participant's frame from where training did not, else None.
+
+        The first such sentence of each participant is printed; the viewer's panel shows the newest.
+        """
+        rotation = self.signal_rotation[participant, frame].cpu().numpy()
+        translation = self.signal_translation[participant, frame].cpu().numpy()
+        sentence = self.seen_views.check(participant, np.asarray(camera_to_person)[:, 3], rotation, translation)
+        self.panel.show_view(self.view_range(participant), np.asarray(camera_to_person), sentence)
+        return sentence
 
     # Signals ----------------------------------------------------------------------------------------------------------
 
@@ -518,7 +552,14 @@ class DialogueModel(Model):
         if not 0 <= participant < len(self.participant_ids):
             raise DialogueError(f"there is no participant {participant}; there are {len(self.participant_ids)}.")
         plate_height = self.plates.height_for(participant, float(camera.fy.reshape(-1)[0]))
+        camera_to_person = camera.camera_to_worlds.reshape(3, 4).cpu().numpy()
         camera = camera.to(self.device)
+        if self.config.clamp_views:
+            camera_to_person = self.view_range(participant).clamp(camera_to_person)
+            camera.camera_to_worlds = torch.as_tensor(camera_to_person, dtype=torch.float32, device=self.device).view(
+                camera.camera_to_worlds.shape
+            )
+        self.check_view(participant, camera_to_person, frame)
         # On a copy: rays need no metadata, and expanding it to every pixel takes time and warns on recent torch.
         camera.metadata = None
         bundle = camera.generate_rays(camera_indices=0, keep_shape=True)

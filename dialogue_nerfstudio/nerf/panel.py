@@ -3,14 +3,17 @@
 The panel also holds that state where there is no viewer: it is what a camera without frame and time is rendered with.
 """
 
+import math
 import threading
 import time
 from typing import Any, Callable, List, Optional, Tuple
 
 import numpy as np
+from jaxtyping import Float
 from nerfstudio.viewer.viewer_elements import ViewerControl
 
 from dialogue_nerfstudio.conversation import Camera
+from dialogue_nerfstudio.nerf.view_range import ViewRange
 
 
 class DialoguePanel(ViewerControl):
@@ -40,6 +43,7 @@ class DialoguePanel(ViewerControl):
         self._num_frames = num_frames
         self._viewer: Optional[Any] = None
         self._slider: Optional[Any] = None
+        self._view_text: Optional[Any] = None
         self._last_time = 0.0
         self._playing = False
 
@@ -75,6 +79,7 @@ class DialoguePanel(ViewerControl):
         drive_menu = server.gui.add_dropdown("Drive", self.drives, self.drive)
         play = server.gui.add_button("Play")
         front = server.gui.add_button("Front view")
+        self._view_text = server.gui.add_markdown("")
         server.on_client_connect(self._face)
 
         @self._slider.on_update
@@ -104,6 +109,18 @@ class DialoguePanel(ViewerControl):
             play.label = "Pause" if self._playing else "Play"
             if self._playing:
                 threading.Thread(target=self._play, daemon=True).start()
+
+    def show_view(
+        self, view_range: ViewRange, camera_to_person: Float[np.ndarray, "3 4"], departure: Optional[str]
+    ) -> None:
+        """Shows from where the participant is seen, relative to the recording, and whether training saw it so."""
+        if self._view_text is None:
+            return
+        yaw, pitch = (math.degrees(angle) for angle in view_range.angles_from_recording(camera_to_person[:, 3]))
+        where = f"{yaw:+.0f}° sideways, {pitch:+.0f}° up from the recording camera"
+        text = f"View: {where}." if departure is None else f"View: {where}. **{departure}**"
+        if text != self._view_text.content:
+            self._view_text.content = text
 
     def _face_all(self) -> None:
         for client in self.viser_server.get_clients().values():

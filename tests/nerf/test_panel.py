@@ -54,6 +54,7 @@ def attach(panel):
         add_slider=lambda name, min, max, step, initial_value: add(name, initial_value),
         add_dropdown=lambda name, options, initial: add(name, initial),
         add_button=lambda name: add(name, None),
+        add_markdown=lambda content: widgets.setdefault("view", SimpleNamespace(content=content)),
     )
     machine = Machine()
     client = SimpleNamespace(camera=SimpleNamespace())
@@ -123,3 +124,15 @@ def test_nerfstudio_finds_the_panel_in_the_pipeline(pipeline):
 
     found = parse_object(pipeline, ViewerControl, "Custom Elements")
     assert pipeline.model.panel in [element for _, element in found]
+
+
+def test_the_view_is_shown_with_how_it_departs(panel):
+    from dialogue_nerfstudio.nerf.view_range import ViewRange, swung
+
+    widgets, _ = attach(panel)
+    recorded = panel._cameras[0].camera_to_person
+    view_range = ViewRange.of("a", panel._cameras[0], np.eye(3)[None], np.zeros((1, 3)))
+    panel.show_view(view_range, swung(recorded, 0.5), None)
+    assert "+29° sideways, +0° up" in widgets["view"].content
+    panel.show_view(view_range, recorded, "Too far.")
+    assert "**Too far.**" in widgets["view"].content
