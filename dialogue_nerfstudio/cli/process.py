@@ -10,6 +10,7 @@ from dialogue_nerfstudio.conversation.errors import DialogueError
 
 SHARES = {
     "people": 2.3,
+
     "crops": 9.5,
     "landmarks": 7.1,
     "head": 1.0,
@@ -24,17 +25,31 @@ SHARES = {
 """How long the stages take, relative to each other, measured (two people, 1080p); only the estimate of the time left
 depends on it."""
 
+FOLDER_SHARES = {
+    "pictures": 6.0,
+    "landmarks": 30.0,
+    "head": 2.0,
+    "expression": 4.0,
+    "boxes": 2.0,
+    "audio": 2.0,
+    "roles": 3.0,
+}
+"""The same for an AD-NeRF-family folder."""
+
 
 @dataclass
 class Process:
     """Turn a video of people talking into a conversation: who speaks when, each face's pose, expression, blink and
     gaze, audio features, masks.
 
+    A folder prepared for AD-NeRF, RAD-NeRF, ER-NeRF, SyncTalk or TalkingGaussian (transforms_train.json, parsing …)
+    becomes a conversation of one; it is only read.
+
     Finished stages are kept: the same command goes on where it stopped. Figures end up in process.json.
     """
 
     videos: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO [VIDEO ...]")]
-    """One video of everybody, or one video a person (synchronous)."""
+    """One video of everybody, one video a person (synchronous), or one AD-NeRF-family folder."""
     output: Optional[Path] = None
     """Folder to write; data/NAME_OF_THE_VIDEO if not given."""
     num_people: Optional[int] = None
@@ -59,7 +74,9 @@ class Process:
 
         from dialogue_nerfstudio.cli.progress import StageProgress
         from dialogue_nerfstudio.conversation.files import read_json
-        from dialogue_nerfstudio.process.pipeline import ProcessConfig, process_video
+        from dialogue_nerfstudio.process.ad_nerf import process_inputs
+        from dialogue_nerfstudio.process.ad_nerf_folder import is_ad_nerf_folder
+        from dialogue_nerfstudio.process.pipeline import ProcessConfig
 
         if not self.videos:
             raise DialogueError("Name a video to process, e.g. `ns-dialogue process chat.mp4 --output data/chat`.")
@@ -74,8 +91,8 @@ class Process:
             eval_fraction=self.eval_fraction,
             max_lost_seconds=self.max_lost_seconds,
         )
-        with StageProgress(SHARES) as progress:
-            process_video(list(self.videos), output, config, progress=progress)
+        with StageProgress(FOLDER_SHARES if is_ad_nerf_folder(self.videos[0]) else SHARES) as progress:
+            process_inputs(list(self.videos), output, config, progress=progress)
         _print_summary(Console(), read_json(output / "process.json"), output)
         return 0
 
@@ -91,11 +108,13 @@ def _print_summary(console: Any, summary: dict[str, Any], output: Path) -> None:
             participant_id,
             "{}x{}".format(*entry["picture"]),
             f"{entry['lost_frames']} of {summary['num_frames']}",
-            f"{entry['reprojection_rmse_px']:.2f}",
+            "–" if entry["reprojection_rmse_px"] is None else f"{entry['reprojection_rmse_px']:.2f}",
             f"{entry['blinks_per_second']:.2f}",
             f"{entry['speaking_share']:.0%}",
         )
     console.print(table)
+    for note in summary.get("notes", []):
+        console.print(note, highlight=False, soft_wrap=True)
     console.print(
         f"{summary['num_frames']} frames in {output}, {summary['seconds']['total']:.0f} s of work. Next:\n"
         f"  ns-train dialogue-nerf --data {output}",

@@ -15,16 +15,18 @@ from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserCo
 from nerfstudio.data.scene_box import SceneBox
 
 from dialogue_nerfstudio.conversation import Camera, Conversation, DialogueError, load_conversation, split_frames
+from dialogue_nerfstudio.nerf.frame_store import default_cache_folder
 from dialogue_nerfstudio.nerf.signals import ConversationSignals
+from dialogue_nerfstudio.process.ad_nerf_folder import conversation_folder
 
 
 @dataclass
 class ConversationDataParserConfig(DataParserConfig):
-    """A conversation folder, as `ns-dialogue process` writes it."""
+    """A conversation folder, as `ns-dialogue process` writes it, or an AD-NeRF-family folder."""
 
     _target: Type = field(default_factory=lambda: ConversationDataParser)
     data: Path = Path()
-    """The conversation folder."""
+    """The conversation folder; an AD-NeRF-family folder is converted once, into the user's cache folder."""
     resolution: Optional[int] = None
     """Pixels of the longer side of the frames to train on; None for 512 with CUDA and 128 without."""
     eval_fraction: Optional[float] = None
@@ -71,7 +73,7 @@ class ConversationDataParser(DataParser):
         if self._conversation is None:
             if Path(self.config.data) == Path():
                 raise DialogueError("no data: give the conversation folder with --data.")
-            conversation = load_conversation(self.config.data)
+            conversation = load_conversation(conversation_folder(self.config.data, default_cache_folder()))
             if self.config.eval_fraction is not None:
                 conversation.train_frames, conversation.eval_frames = split_frames(
                     conversation.num_frames, self.config.eval_fraction

@@ -101,9 +101,9 @@ def process_video(
     output = Path(output)
     paths = expand_inputs(inputs)
     _check_options(config, paths)
-    _check_output(output)
+    check_output(output)
     require_mediapipe()
-    return _Processing(paths, output, config, progress).run()
+    return Processing(paths, output, config, progress).run()
 
 
 def expand_inputs(inputs: Sequence[Path]) -> List[Path]:
@@ -156,14 +156,14 @@ def _check_options(config: ProcessConfig, paths: Sequence[Path]) -> None:
         )
 
 
-def _check_output(output: Path) -> None:
+def check_output(output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise DialogueError(f"{output} is a file: give the name of a folder to write.")
     if output.is_dir() and any(output.iterdir()) and not (output / WORK_FOLDER).is_dir():
         raise DialogueError(f"{output} already holds other files: give a new folder, or an earlier output of process.")
 
 
-class _Processing:
+class Processing:
     """One run: holds what the stages share."""
 
     def __init__(self, paths: List[Path], output: Path, config: ProcessConfig, progress: Optional[Progress]):
@@ -360,7 +360,6 @@ class _Processing:
         with FrameReader(self.person(participant, "video.mp4")) as reader:
             width, height = reader.width, reader.height
         head = track_head(track, width, height, self.config.focal, self.config.ipd)
-        typical = float(np.median(head.reprojection_error[track.visible]))
         write_npz(
             self.work(f"{participant}_head.npz"),
             shape=head.shape,
@@ -372,6 +371,11 @@ class _Processing:
             jitter=np.array(head.jitter),
             size=np.array([width, height]),
         )
+        self.save_tracking(participant, head, track)
+
+    def save_tracking(self, participant: str, head: HeadTrack, track: LandmarkTrack) -> None:
+        """tracking.npz: what of the person was seen, and how well."""
+        typical = float(np.median(head.reprojection_error[track.visible]))
         # Trust in a frame falls to a half where it fits three times worse than the typical one.
         confidence = track.visible / (1.0 + (head.reprojection_error / (3.0 * max(typical, 1e-6))) ** 4)
         write_npz(
@@ -522,7 +526,7 @@ class _Processing:
         conversation = Conversation(
             num_frames=self.num_frames,
             participants=participants,
-            segments=_clipped(segments, self.num_frames / FPS),
+            segments=clipped(segments, self.num_frames / FPS),
             train_frames=train,
             eval_frames=evaluation,
             fps=FPS,
@@ -591,6 +595,6 @@ def blink_rate(blink: np.ndarray, fps: float) -> float:
     return float((np.diff(closed.astype(int), prepend=0) == 1).sum() / (len(blink) / fps))
 
 
-def _clipped(segments: Sequence[SpeechSegment], end: float) -> List[SpeechSegment]:
+def clipped(segments: Sequence[SpeechSegment], end: float) -> List[SpeechSegment]:
     """Segments cut to the clip's length."""
     return [SpeechSegment(s.start, min(s.end, end), s.speaker) for s in segments if s.start < end]

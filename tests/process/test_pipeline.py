@@ -294,7 +294,7 @@ def test_one_participant_s_failure_stops_the_others(ideal_networks, video, tmp_p
         while True:
             progress(0.5)
 
-    monkeypatch.setattr(pipeline._Processing, "track_landmarks", fails_for_the_first)
+    monkeypatch.setattr(pipeline.Processing, "track_landmarks", fails_for_the_first)
     with pytest.raises(DialogueError, match="p0 cannot be done"):
         process_video([video], tmp_path / "chat", ProcessConfig(num_people=2))
 
