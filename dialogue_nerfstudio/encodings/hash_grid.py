@@ -8,6 +8,7 @@ other.
 
 import functools
 import importlib.util
+import os
 import sys
 from dataclasses import dataclass
 from types import ModuleType
@@ -18,10 +19,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dialogue_nerfstudio.conversation.errors import DialogueError
-from dialogue_nerfstudio.encodings.kernels import torch_kernel
+from dialogue_nerfstudio.encodings.kernels import tcnn_kernel
 from dialogue_nerfstudio.encodings.layout import grid_levels, growth_factor
+from dialogue_nerfstudio.encodings.precision import full_precision
 
-KernelName = Literal["auto", "torch", "numba"]
+KernelName = Literal["auto", "torch", "numba", "triton", "tcnn"]
+KERNELS = ("torch", "numba", "triton", "tcnn")
+"""All kernels; each reads the others' tables."""
+
+TRITON_TABLE_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""What the triton kernel reads."""
+
 INITIAL_AMPLITUDE = 1e-4
 
 
@@ -42,39 +50,87 @@ class HashGridConfig:
     max_resolution: int = 256
     """Vertices along an axis of the finest level."""
     kernel: KernelName = "auto"
-    """auto picks numba on a CPU where it is installed, and torch everywhere else."""
+    """auto picks triton on CUDA and numba on a CPU where they are installed, else torch; tcnn is used where asked for."""
 
 
-def numba_is_installed() -> bool:
-    """Whether the numba kernel can be imported (it is not imported to find out)."""
-    return importlib.util.find_spec("numba") is not None
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported (it is not imported to find out)."""
+    return importlib.util.find_spec(package) is not None
+
+
+def triton_interprets() -> bool:
+    """Whether Triton was told to run in its interpreter, which needs no CUDA device."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def require_kernel(name: str) -> None:
+    """Raises:
+    DialogueError: `name` is no kernel, or cannot run on this machine at all.
+    """
+    if name in ("auto", "torch"):
+        return
+    if name == "numba":
+        if not is_installed("numba"):
+            raise DialogueError(
+                "The hash grid option kernel=numba needs numba, which is not installed: run `pip install numba`, "
+                "or use kernel=auto."
+            )
+    elif name == "triton":
+        if not is_installed("triton"):
+            raise DialogueError(
+                "The hash grid option kernel=triton needs triton, which is not installed: run `pip install triton`, "
+                "or use kernel=auto."
+            )
+        if not (torch.cuda.is_available() or triton_interprets()):
+            raise DialogueError(
+                "The hash grid option kernel=triton needs a CUDA device, and torch sees none here: use kernel=auto (or "
+                "set TRITON_INTERPRET=1 to run it, very slowly, in Triton's interpreter)."
+            )
+    elif name == "tcnn":
+        if not is_installed("tinycudann"):
+            raise DialogueError(
+                f"The hash grid option kernel=tcnn needs tiny-cuda-nn, which is not installed: run `{tcnn_kernel.INSTALL}` "
+                "(it compiles for minutes and needs a CUDA toolkit), or use kernel=auto."
+            )
+        if not torch.cuda.is_available():
+            raise DialogueError(
+                "The hash grid option kernel=tcnn needs a CUDA device, and torch sees none here: use kernel=auto."
+            )
+    else:
+        choices = ", ".join(f'"{kernel}"' for kernel in ("auto", *KERNELS[:-1]))
+        raise DialogueError(f'Unknown hash grid option kernel={name}: choose {choices} or "{KERNELS[-1]}".')
 
 
 def resolve_kernel(name: str, device: torch.device | str, dtype: torch.dtype = torch.float32) -> str:
-    """The kernel that `name` means for tensors of `dtype` on `device`: "torch" or "numba".
+    """The kernel that `name` means for a table of `dtype` on `device`: one of `KERNELS`.
 
     Raises:
         DialogueError: `name` is no kernel, is not installed, or cannot run on that device or type.
     """
     device = torch.device(device)
+    require_kernel(name)
     if name == "auto":
-        fits = device.type == "cpu" and dtype == torch.float32 and numba_is_installed()
-        return "numba" if fits else "torch"
-    if name == "torch":
+        if device.type == "cuda" and dtype in TRITON_TABLE_TYPES and is_installed("triton"):
+            return "triton"
+        if device.type == "cpu" and dtype == torch.float32 and is_installed("numba"):
+            return "numba"
         return "torch"
-    if name == "numba":
-        if not numba_is_installed():
-            raise DialogueError(
-                "The hash grid option kernel=numba needs numba, which is not installed: run `pip install numba`, "
-                "or use kernel=auto."
-            )
-        if device.type != "cpu" or dtype != torch.float32:
-            raise DialogueError(
-                f"The hash grid option kernel=numba computes float32 on the CPU, not {dtype} on {device}: "
-                "use kernel=auto or kernel=torch."
-            )
-        return "numba"
-    raise DialogueError(f'Unknown hash grid option kernel={name}: choose "auto", "torch" or "numba".')
+    if name == "numba" and (device.type != "cpu" or dtype != torch.float32):
+        raise DialogueError(
+            f"The hash grid option kernel=numba computes float32 on the CPU, not {dtype} on {device}: "
+            "use kernel=auto or kernel=torch."
+        )
+    if name == "triton" and (dtype not in TRITON_TABLE_TYPES or not (device.type == "cuda" or triton_interprets())):
+        raise DialogueError(
+            f"The hash grid option kernel=triton computes float32, float16 and bfloat16 on CUDA, not {dtype} on "
+            f"{device}: use kernel=auto or kernel=torch."
+        )
+    if name == "tcnn" and (dtype not in (torch.float32, torch.float16) or device.type != "cuda"):
+        raise DialogueError(
+            f"The hash grid option kernel=tcnn computes float32 and float16 on CUDA, not {dtype} on {device}: "
+            "use kernel=auto or kernel=torch."
+        )
+    return name
 
 
 @functools.cache
@@ -85,11 +141,8 @@ def _announce(requested: str, resolved: str, device_type: str) -> None:
 
 
 def _kernel_module(name: str) -> ModuleType:
-    if name == "numba":
-        from dialogue_nerfstudio.encodings.kernels import numba_kernel
-
-        return numba_kernel
-    return torch_kernel
+    """A kernel's module, imported when it is first needed: numba and triton take seconds."""
+    return importlib.import_module(f"dialogue_nerfstudio.encodings.kernels.{name}_kernel")
 
 
 class HashGrid(nn.Module):
@@ -118,18 +171,41 @@ class HashGrid(nn.Module):
 
     @property
     def kernel(self) -> str:
-        """The kernel that runs where the table is now."""
-        return resolve_kernel(self.config.kernel, self.table.device, self.table.dtype)
+        """The kernel's name: the one asked for, or what auto means where the table is now."""
+        asked = self.config.kernel
+        return resolve_kernel(asked, self.table.device, self.table.dtype) if asked == "auto" else asked
 
     def reset_parameters(self) -> None:
         """Uniform in ±1e-4: small, so that the first densities hardly depend on position (Müller et al., section 4)."""
         nn.init.uniform_(self.table, -INITIAL_AMPLITUDE, INITIAL_AMPLITUDE)
 
     def forward(self, positions: Float[Tensor, "n d"]) -> Float[Tensor, "n out_dim"]:
-        """Features at `positions`, computed in the table's type. Without gradients nothing is kept for a backward."""
-        kernel = self.kernel
+        """Features at `positions`, in the table's type (tcnn: float16 under autocast). Without gradients nothing is kept
+        for a backward.
+
+        Positions are float32 whatever autocast says: float16 would snap them to a raster coarser than fine cells.
+
+        Raises:
+            DialogueError: the kernel cannot run where the table is.
+        """
+        kernel = resolve_kernel(self.config.kernel, self.table.device, self.table.dtype)
         _announce(self.config.kernel, kernel, self.table.device.type)
-        return _kernel_module(kernel).encode(positions.to(self.table.dtype), self.table, self.levels)
+        positions = positions.to(torch.promote_types(self.table.dtype, torch.float32))
+        if kernel == "tcnn":
+            return tcnn_kernel.encode(positions, self.table, self._tcnn_grid())
+        with full_precision(positions):
+            return _kernel_module(kernel).encode(positions, self.table, self.levels)
+
+    def _tcnn_grid(self) -> tcnn_kernel.TcnnGrid:
+        config = self.config
+        return tcnn_kernel.TcnnGrid(
+            config.num_dims,
+            config.num_levels,
+            config.features_per_level,
+            config.log2_hashmap_size,
+            config.base_resolution,
+            self.growth,
+        )
 
     def extra_repr(self) -> str:
         config = self.config
@@ -156,4 +232,4 @@ def _validate(config: HashGridConfig) -> None:
         raise DialogueError(
             f"The hash grid option log2_hashmap_size must lie between 3 and 30, not {config.log2_hashmap_size}."
         )
-    resolve_kernel(config.kernel, "cpu")
+    require_kernel(config.kernel)

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any, Dict, Optional
 
 from dialogue_nerfstudio.conversation import DialogueError
-from dialogue_nerfstudio.encodings.hash_grid import HashGridConfig
+from dialogue_nerfstudio.encodings.hash_grid import KERNELS, HashGridConfig
 
 CHECKPOINT_FORMAT = 1
 """Of what is stored beside the parameters; a newer one than the program knows is refused."""
@@ -12,7 +12,7 @@ CHECKPOINT_FORMAT = 1
 GRID_LAYOUT = "tiny-cuda-nn"
 """How hash tables are laid out; kernels of the same layout read each other's checkpoints."""
 
-KNOWN_KERNELS = ("torch", "numba")
+KNOWN_KERNELS = KERNELS
 """Kernels whose checkpoints can be read."""
 
 

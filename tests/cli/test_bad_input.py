@@ -219,9 +219,9 @@ def test_a_checkpoint_of_another_kernel(render, trained, tmp_path):
     keys = [key for key in state["pipeline"] if key.endswith("_extra_state")]
     assert keys, "the checkpoint does not say which grid layout it holds"
     for key in keys:
-        state["pipeline"][key] = {**state["pipeline"][key], "kernel": "tcnn"}
+        state["pipeline"][key] = {**state["pipeline"][key], "kernel": "cutlass"}
     torch.save(state, path)
-    render(config=config, naming=["kernel", "tcnn"])
+    render(config=config, naming=["kernel", "cutlass"])
 
 
 def test_a_cut_off_checkpoint(render, trained, tmp_path):

@@ -138,11 +138,11 @@ def test_another_kernels_checkpoint_ends_evaluation_with_one_sentence_and_code_2
     monkeypatch.chdir(tmp_path)
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     state = torch.load(checkpoint, weights_only=True)
-    state["pipeline"]["_model._extra_state"]["kernel"] = "tcnn"
+    state["pipeline"]["_model._extra_state"]["kernel"] = "cutlass"
     torch.save(state, checkpoint)
     with pytest.raises(SystemExit) as stop:
         ComputePSNR(load_config=config, output_path=tmp_path / "eval.json").main()
-    assert stop.value.code == 2 and "hash-grid kernel 'tcnn'" in capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and "hash-grid kernel 'cutlass'" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "eval.json").exists()
 
 

@@ -234,7 +234,7 @@ def test_a_checkpoint_brings_back_the_same_picture(pipeline, small_config):
 @pytest.mark.parametrize(
     "key, value, message",
     [
-        ("kernel", "tcnn", "hash-grid kernel 'tcnn'"),
+        ("kernel", "cutlass", "hash-grid kernel 'cutlass'"),
         ("grid_layout", "other", "layout"),
         ("participants", ["p0", "x"], "participants"),
         ("grid_sharing", "shared", "grid sharing"),

@@ -1,7 +1,8 @@
 """Hash grid in plain torch: the reference every other kernel is tested against, on any device and any float type.
 
 Convention: `positions` [n, d] in [0, 1] (clamped), `table` [entries, F], result [n, levels · F], level-major; levels
-and indices as in `encodings.layout`. Gradients, to the table and to the positions, are autograd's own.
+and indices as in `encodings.layout`. Everything is computed in the positions' type, and the result has the table's.
+Gradients, to the table and to the positions, are autograd's own.
 """
 
 from collections.abc import Sequence
@@ -48,5 +49,5 @@ def encode(
     positions: Float[Tensor, "n d"], table: Float[Tensor, "entries F"], levels: Sequence[GridLevel]
 ) -> Float[Tensor, "n out_dim"]:
     """Features of every level side by side. Positions outside [0, 1] read the edge and get no gradient."""
-    clamped = positions.clamp(0.0, 1.0)
-    return torch.cat([encode_level(clamped, table, level) for level in levels], dim=-1)
+    clamped, entries = positions.clamp(0.0, 1.0), table.to(positions.dtype)
+    return torch.cat([encode_level(clamped, entries, level) for level in levels], dim=-1).to(table.dtype)
