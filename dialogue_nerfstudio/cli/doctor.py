@@ -16,6 +16,8 @@ PACKAGE = "dialogue-nerfstudio"
 
 REINSTALL = f"pip install --force-reinstall {PACKAGE}"
 
+TCNN_INSTALL = "pip install 'git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch'"
+
 MEDIAPIPE_PIN = "0.10.9"
 """The only version whose models are in the wheel and whose protobuf is nerfstudio's; no wheel past Python 3.11."""
 
@@ -92,13 +94,15 @@ def check_entry_point() -> str:
     return "ns-train " + ", ".join(ours)
 
 
-def check_kernel(kernel: str, device: str) -> Callable[[], str]:
-    """An action that encodes a few points with a hash grid kernel."""
+def check_kernel(kernel: str) -> Callable[[], str]:
+    """An action that encodes a few points with a hash grid kernel, on the device it is for."""
 
     def action() -> str:
         import torch
 
         from dialogue_nerfstudio.encodings.hash_grid import HashGrid, HashGridConfig, resolve_kernel
+
+        device = "cuda" if torch.cuda.is_available() and kernel != "numba" else "cpu"
 
         resolved = resolve_kernel(kernel, torch.device(device))
         grid = HashGrid(HashGridConfig(num_levels=2, log2_hashmap_size=8, kernel=kernel)).to(device)
@@ -170,8 +174,17 @@ def collect_checks() -> list[Check]:
         ),
         probe("nerfstudio", True, "training and rendering", "pip install nerfstudio==1.1.5", check_nerfstudio),
         probe("method registered", True, "ns-train dialogue-nerf", REINSTALL, check_entry_point),
-        probe("hash grid kernel: auto", True, "training and rendering", REINSTALL, check_kernel("auto", "cpu")),
-        probe("hash grid kernel: numba", False, "speed on a CPU", "pip install numba", check_kernel("numba", "cpu")),
+        probe("hash grid kernel: auto", True, "training and rendering", REINSTALL, check_kernel("auto")),
+        probe("hash grid kernel: numba", False, "speed on a CPU", "pip install numba", check_kernel("numba")),
+        probe(
+            "hash grid kernel: triton", False, "speed on an NVIDIA GPU",
+            "pip install triton   # and an NVIDIA GPU with a CUDA build of torch", check_kernel("triton"),
+        ),
+        probe(
+            "hash grid kernel: tcnn", False, "nothing: triton does the same without compiling",
+            f"{TCNN_INSTALL}   # needs an NVIDIA GPU and a CUDA toolkit; used with kernel=tcnn only",
+            check_kernel("tcnn"),
+        ),
         probe("H.264 encoder", True, "writing videos", "pip install --force-reinstall av", check_encoder("libx264")),
         probe("AAC encoder", True, "writing sound", "pip install --force-reinstall av", check_encoder("aac")),
         probe("mediapipe", False, "ns-dialogue process", mediapipe_fix, check_import("mediapipe", "mediapipe")),

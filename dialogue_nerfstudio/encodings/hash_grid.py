@@ -50,7 +50,7 @@ class HashGridConfig:
     max_resolution: int = 256
     """Vertices along an axis of the finest level."""
     kernel: KernelName = "auto"
-    """auto picks triton on CUDA and numba on a CPU where they are installed, else torch; tcnn is used where asked for."""
+    """auto picks triton on CUDA and numba on a CPU where they are installed, else torch; tcnn has to be asked for."""
 
 
 def is_installed(package: str) -> bool:
@@ -89,8 +89,8 @@ def require_kernel(name: str) -> None:
     elif name == "tcnn":
         if not is_installed("tinycudann"):
             raise DialogueError(
-                f"The hash grid option kernel=tcnn needs tiny-cuda-nn, which is not installed: run `{tcnn_kernel.INSTALL}` "
-                "(it compiles for minutes and needs a CUDA toolkit), or use kernel=auto."
+                "The hash grid option kernel=tcnn needs tiny-cuda-nn, which is not installed: run "
+                f"`{tcnn_kernel.INSTALL}` (it compiles for minutes and needs a CUDA toolkit), or use kernel=auto."
             )
         if not torch.cuda.is_available():
             raise DialogueError(
@@ -180,8 +180,8 @@ class HashGrid(nn.Module):
         nn.init.uniform_(self.table, -INITIAL_AMPLITUDE, INITIAL_AMPLITUDE)
 
     def forward(self, positions: Float[Tensor, "n d"]) -> Float[Tensor, "n out_dim"]:
-        """Features at `positions`, in the table's type (tcnn: float16 under autocast). Without gradients nothing is kept
-        for a backward.
+        """Features at `positions`, in the table's type (tcnn: float16 under autocast). Without gradients nothing is
+        kept for a backward.
 
         Positions are float32 whatever autocast says: float16 would snap them to a raster coarser than fine cells.
 

@@ -12,5 +12,5 @@ from torch import Tensor
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager:
-    """A context in which products on `tensor`'s device are computed in their inputs' own type, whatever autocast says."""
+    """A context in which products on `tensor`'s device have their inputs' own type, whatever autocast says."""
     return torch.autocast(tensor.device.type, enabled=False)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dialogue_nerfstudio.encodings.precision import full_precision
 from dialogue_nerfstudio.fields.conditioning import (
     frame_matmul,
     frequency_encoding,
@@ -67,6 +68,18 @@ class Deformation(nn.Module):
             condition: γ(et), one row a frame.
             counts: samples of each frame.
         """
+        # Out of autocast: float16 would round the canonical position to a raster coarser than a training step moves it.
+        with full_precision(positions):
+            own = self.position_layer.weight.dtype
+            return self._shift(positions.to(own), pose.to(own), condition.to(own), counts)
+
+    def _shift(
+        self,
+        positions: Float[Tensor, "num_samples 3"],
+        pose: Float[Tensor, "num_frames pose_size"],
+        condition: Float[Tensor, "num_frames condition_size"],
+        counts: Sequence[int],
+    ) -> Float[Tensor, "num_samples 3"]:
         encoded = frequency_encoding(positions, self.config.position_frequencies)
         ones = encoded.new_ones(encoded.shape[0], 1)
         weights = torch.cat(

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dialogue_nerfstudio.conversation import Camera
+from dialogue_nerfstudio.encodings.precision import full_precision
 from dialogue_nerfstudio.nerf.frame_store import resize_frame
 
 PLATE_DEPTH = 1.0
@@ -67,7 +68,8 @@ class Plates(nn.Module):
         rotation, centre = transform[:, :3], transform[:, 3]
         # Camera axes: the plate is the plane z = −depth.
         depth = float(np.linalg.norm(camera.camera_to_person[:, 3])) + PLATE_DEPTH
-        local_origins, local_directions = (origins - centre) @ rotation, directions @ rotation
+        with full_precision(origins):
+            local_origins, local_directions = (origins - centre) @ rotation, directions @ rotation
         ahead = local_directions[:, 2] < -1e-3
         distance = (-depth - local_origins[:, 2]) / torch.where(
             ahead, local_directions[:, 2], torch.full_like(local_directions[:, 2], -1e-3)

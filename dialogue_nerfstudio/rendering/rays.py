@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dialogue_nerfstudio.encodings.precision import full_precision
+
 SMALL_ANGLE_SQUARED = 1e-8
 """Below this θ², sin θ / θ and (1 − cos θ) / θ² are taken from their series, exact to float32."""
 
@@ -25,7 +27,8 @@ def axis_angle_to_matrix(axis_angle: Float[Tensor, "*batch 3"]) -> Float[Tensor,
     zero = torch.zeros_like(x)
     cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
     identity = torch.eye(3, dtype=axis_angle.dtype, device=axis_angle.device)
-    return identity + sine * cross + cosine * (cross @ cross)
+    with full_precision(axis_angle):
+        return identity + sine * cross + cosine * (cross @ cross)
 
 
 def matrix_to_axis_angle(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
@@ -76,9 +79,10 @@ def rays_into(
     Rotation and translation are one for all rays ([3, 3], [3]) or one a ray.
     """
     shifted = origins - translation
-    if rotation.ndim == 2:
-        return shifted @ rotation, directions @ rotation
-    carried = torch.stack([shifted, directions], dim=1) @ rotation
+    with full_precision(origins):
+        if rotation.ndim == 2:
+            return shifted @ rotation, directions @ rotation
+        carried = torch.stack([shifted, directions], dim=1) @ rotation
     return carried[:, 0], carried[:, 1]
 
 

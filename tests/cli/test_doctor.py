@@ -10,7 +10,7 @@ def test_json_lists_the_checks(cli):
     result = cli("doctor", "--json")
     report = json.loads(result.stdout)
     checks = {check["name"]: check for check in report["checks"]}
-    kernels = ("hash grid kernel: auto", "hash grid kernel: numba")
+    kernels = tuple(f"hash grid kernel: {kernel}" for kernel in ("auto", "numba", "triton", "tcnn"))
     for name in ("Python", "torch", "nerfstudio", "method registered", *kernels, "H.264 encoder", "mediapipe"):
         assert name in checks
     assert checks["H.264 encoder"]["ok"] and checks["hash grid kernel: auto"]["ok"]

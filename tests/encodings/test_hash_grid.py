@@ -1,6 +1,7 @@
 """Hash grids: tiny-cuda-nn's layout by hand, interpolation by hand, and every kernel against the torch reference."""
 
 import importlib.util
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,7 +14,7 @@ from dialogue_nerfstudio.encodings.hash_grid import HashGrid, HashGridConfig, re
 from dialogue_nerfstudio.encodings.kernels import torch_kernel
 from dialogue_nerfstudio.encodings.layout import grid_levels, growth_factor
 
-needs_numba = pytest.mark.skipif(not hash_grid.numba_is_installed(), reason="numba is not installed")
+needs_numba = pytest.mark.skipif(not hash_grid.is_installed("numba"), reason="numba is not installed")
 
 
 def random_grid(kernel: str, num_dims: int, features: int = 2, log2_hashmap_size: int = 10) -> HashGrid:
@@ -172,21 +173,90 @@ def test_checkpoint_of_one_kernel_loads_into_another() -> None:
     torch.testing.assert_close(target(positions), source(positions), rtol=1e-4, atol=1e-5)
 
 
-def test_kernel_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resolve_kernel("torch", "cuda") == "torch"
-    assert resolve_kernel("auto", "cuda") == "torch"
-    assert resolve_kernel("auto", "cpu", torch.float64) == "torch"
-    with pytest.raises(DialogueError, match="kernel=triton"):
-        resolve_kernel("triton", "cpu")
-    if hash_grid.numba_is_installed():
-        assert resolve_kernel("auto", "cpu") == "numba"
-        with pytest.raises(DialogueError, match="on the CPU"):
-            resolve_kernel("numba", "cuda")
+def hide(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    """As if `packages` were not installed."""
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "numba" else found(name))
-    assert resolve_kernel("auto", "cpu") == "torch"
-    with pytest.raises(DialogueError, match=r"kernel=numba.*pip install numba"):
-        HashGrid(HashGridConfig(kernel="numba"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in packages else found(name))
+
+
+def pretend_cuda(monkeypatch: pytest.MonkeyPatch, available: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+
+
+def test_automatic_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_kernel("torch", "cuda") == "torch"
+    assert resolve_kernel("auto", "cpu", torch.float64) == "torch"
+    assert resolve_kernel("auto", "cuda", torch.float64) == "torch"
+    if hash_grid.is_installed("triton"):
+        assert resolve_kernel("auto", "cuda") == resolve_kernel("auto", "cuda", torch.float16) == "triton"
+    if hash_grid.is_installed("numba"):
+        assert resolve_kernel("auto", "cpu") == "numba"
+    hide(monkeypatch, "numba", "triton")
+    assert resolve_kernel("auto", "cpu") == resolve_kernel("auto", "cuda") == "torch"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "package", "command"),
+    [
+        ("numba", "numba", "pip install numba"),
+        ("triton", "triton", "pip install triton"),
+        ("tcnn", "tinycudann", "pip install 'git+https://github.com/NVlabs/tiny-cuda-nn"),
+    ],
+)
+def test_an_absent_kernel_is_refused_with_the_way_to_get_it(
+    kernel: str, package: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide(monkeypatch, package)
+    pretend_cuda(monkeypatch, True)
+    sentence = rf"kernel={kernel} .*not installed.*{re.escape(command)}.*kernel=auto"
+    with pytest.raises(DialogueError, match=sentence) as error:
+        HashGrid(HashGridConfig(kernel=kernel))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kernel", ["triton", "tcnn"])
+def test_gpu_kernels_are_refused_where_there_is_no_gpu(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hash_grid, "is_installed", lambda package: True)
+    pretend_cuda(monkeypatch, False)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(DialogueError, match=f"kernel={kernel} needs a CUDA device"):
+        HashGrid(HashGridConfig(kernel=kernel))
+    # Where there is one, the grid is built on the CPU first, and only encoding there is refused.
+    pretend_cuda(monkeypatch, True)
+    grid = HashGrid(HashGridConfig(kernel=kernel))
+    assert grid.kernel == kernel
+    with pytest.raises(DialogueError, match=f"kernel={kernel} computes .* on CUDA, not .* on cpu"):
+        grid(torch.rand(2, 3))
+
+
+@needs_numba
+def test_numba_is_refused_on_cuda() -> None:
+    with pytest.raises(DialogueError, match="on the CPU"):
+        resolve_kernel("numba", "cuda")
+
+
+def test_unknown_kernels_are_refused() -> None:
+    with pytest.raises(DialogueError, match='kernel=cutlass: choose "auto", "torch", "numba", "triton" or "tcnn"'):
+        hash_grid.require_kernel("cutlass")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_tables_are_interpolated_and_differentiated_in_float32(dtype: torch.dtype) -> None:
+    grid, half = random_grid("torch", 3), random_grid("torch", 3).to(dtype)
+    with torch.no_grad():
+        grid.table.copy_(half.table)
+    positions = positions_off_the_faces(grid, 2000)
+    torch.testing.assert_close(half(positions), grid(positions).to(dtype), rtol=0, atol=0)
+    (grid(positions).sum() + half(positions).float().sum()).backward()
+    torch.testing.assert_close(half.table.grad, grid.table.grad.to(dtype))
+
+
+def test_autocast_leaves_positions_alone() -> None:
+    grid = random_grid("torch", 3)
+    positions = torch.rand(50, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        encoded = grid(positions)
+    assert encoded.dtype == torch.float32 and torch.equal(encoded, grid(positions))
 
 
 def test_kernel_is_said_once(capsys: pytest.CaptureFixture) -> None:

@@ -20,7 +20,7 @@ from dialogue_nerfstudio.conversation.errors import DialogueError
 FEATURES_PER_LEVEL = (1, 2, 4, 8)
 """What tiny-cuda-nn was compiled for."""
 
-INSTALL = "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch"
+INSTALL = "pip install 'git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch'"
 
 # A viewer renders in a thread of its own, and the encoding's parameters are swapped for the time of a call.
 _lock = threading.Lock()
@@ -70,8 +70,8 @@ def _encoding(grid: TcnnGrid, device: torch.device, dtype: torch.dtype, num_para
     own = encoding.params.numel()
     if own != num_parameters:
         raise DialogueError(
-            f"The installed tiny-cuda-nn lays this hash grid out in {own} numbers, not {num_parameters}: upgrade it, or "
-            "use kernel=auto."
+            f"The installed tiny-cuda-nn lays this hash grid out in {own} numbers, not {num_parameters}: upgrade it, "
+            "or use kernel=auto."
         )
     # Its own parameters are never read; a large grid's would double the memory.
     encoding.params = nn.Parameter(torch.empty(0, device=device), requires_grad=False)

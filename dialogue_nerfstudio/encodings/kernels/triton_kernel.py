@@ -15,7 +15,7 @@ points alone. Runs in Triton's interpreter (TRITON_INTERPRET=1) on the CPU.
 
 import functools
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import no_type_check
 
 import torch
@@ -255,7 +255,7 @@ def _level_parameters(
     return torch.tensor(rows, dtype=torch.int64).to(device), scales.to(device), end
 
 
-def _on_device(tensor: Tensor):  # noqa: ANN202 - a context manager
+def _on_device(tensor: Tensor) -> AbstractContextManager:
     """Triton launches on the current device, which need not be the tensors'."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
