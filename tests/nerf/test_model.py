@@ -8,6 +8,7 @@ import torch
 from short_training import train
 
 from dialogue_nerfstudio.conversation import DialogueError, load_conversation
+from dialogue_nerfstudio.encodings.hash_grid import HashGrid
 from dialogue_nerfstudio.nerf.losses import binary_entropy, mask_loss
 from dialogue_nerfstudio.nerf.pipeline import DialoguePipeline
 from dialogue_nerfstudio.nerf.signals import ConversationSignals
@@ -270,6 +271,38 @@ def test_torch_checkpoints_load_with_the_numba_kernel(pipeline, small_config):
     other = DialoguePipeline(small_config, device="cpu", test_mode="inference")
     other.load_strictly(checkpoint(pipeline), 0)
     torch.testing.assert_close(picture(other, 3, 0), picture(pipeline, 3, 0), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kernel", ["torch", "numba", "triton", "tcnn"])
+def test_a_checkpoint_says_its_kernel_and_every_kernel_may_read_it(pipeline, kernel):
+    state = checkpoint(pipeline)
+    state["_model._extra_state"]["kernel"] = kernel
+    pipeline.load_strictly(state, 0)
+
+
+def test_a_training_step_under_autocast_reads_the_grids_where_float32_does(pipeline, monkeypatch):
+    """Mixed precision moves no sample: the positions that reach the grids are equal, and what is learned is finite."""
+    read = {False: [], True: []}
+    bundle, batch = pipeline.datamanager.next_train(0)
+    encode = HashGrid.forward
+    for mixed, positions_read in read.items():
+
+        def remember(grid, positions, positions_read=positions_read):
+            positions_read.append(positions)
+            return encode(grid, positions)
+
+        monkeypatch.setattr(HashGrid, "forward", remember)
+        torch.manual_seed(0)
+        pipeline.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            outputs = pipeline.model(copy.deepcopy(bundle))
+            sum(pipeline.model.get_loss_dict(outputs, batch).values()).backward()
+    assert len(read[True]) == len(read[False]) > 0
+    for reference, positions in zip(read[False], read[True], strict=True):
+        assert positions.dtype == torch.float32 and torch.equal(positions, reference)
+    gradients = [parameter.grad for parameter in pipeline.model.torso_field.deformation.parameters()]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert sum(gradient.abs().sum() for gradient in gradients) > 0
 
 
 def test_signals_of_a_recording_are_the_models_first(pipeline, tiny):
