@@ -15,6 +15,7 @@ from dialogue_nerfstudio.conversation import DialogueError
 from dialogue_nerfstudio.conversation.video import HEAD, NECK, TORSO
 from dialogue_nerfstudio.nerf.datamanager import DialogueDataManager, DialogueDataManagerConfig
 from dialogue_nerfstudio.nerf.hull import visual_hull
+from dialogue_nerfstudio.nerf.memory import keep_freed_memory
 from dialogue_nerfstudio.nerf.model import DialogueModelConfig
 from dialogue_nerfstudio.nerf.user_errors import exit_on_user_error
 
@@ -53,6 +54,8 @@ class DialoguePipeline(VanillaPipeline):
         local_rank: int = 0,
         grad_scaler: Optional[GradScaler] = None,
     ):
+        if torch.device(device).type == "cpu":
+            keep_freed_memory()
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
         if test_mode == "val":
             self._carve()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional, Type
+from typing import Optional, Tuple, Type
 
 import torch
 from nerfstudio.engine.optimizers import AdamOptimizerConfig, Optimizers
@@ -22,6 +22,9 @@ class FusedAdamConfig(AdamOptimizerConfig):
 
     eps: float = 1e-15
     """Added to the denominator; small, because most table entries have tiny gradients (Instant-NGP)."""
+    betas: Tuple[float, float] = (0.9, 0.99)
+    """Decay of the running means of gradients and of their squares (Instant-NGP): an entry of a hash table gets a
+    gradient in few steps only, and its scale must be known within a run of a thousand."""
     fused: bool = True
     """PyTorch's fused kernel."""
 
