@@ -27,6 +27,7 @@ from dialogue_nerfstudio.fields.torso_field import TorsoField, TorsoFieldConfig
 from dialogue_nerfstudio.metrics.images import image_metrics, label_regions
 from dialogue_nerfstudio.nerf.compatibility import CHECKPOINT_FORMAT, GRID_LAYOUT, check_compatible, grid_size
 from dialogue_nerfstudio.nerf.dataparser import RecordedPerson
+from dialogue_nerfstudio.nerf.fast_rendering import PictureRays, RayCache, fast_outputs, fast_sources
 from dialogue_nerfstudio.nerf.losses import binary_entropy, mask_loss
 from dialogue_nerfstudio.nerf.panel import DialoguePanel
 from dialogue_nerfstudio.nerf.plates import Plates
@@ -49,7 +50,10 @@ class DialogueModelConfig(ModelConfig):
     _target: Type = field(default_factory=lambda: DialogueModel)
     enable_collider: bool = False
     eval_num_rays_per_chunk: int = 16384
-    """Rays rendered at a time; more need more memory and are hardly faster."""
+    """Rays rendered at a time; more need more memory and are hardly faster. The compiled march needs no chunks."""
+    fast_inference: bool = True
+    """Whether whole pictures on a CPU go through a compiled march, front to back, no ray further than light gets; ours.
+    Models that it cannot render (it says why), and all others, go through torch."""
 
     drive: Drive = "role"
     """What moves faces: audio for who speaks and expression for who listens (role, as in the paper), or one for all."""
@@ -176,6 +180,7 @@ class DialogueModel(Model):
                 for person, rotation, translation in zip(people, signals.rotation, signals.translation, strict=True)
             ]
         )
+        self._picture_rays = RayCache(self._cast_rays)
         self.panel = DialoguePanel(
             self.participant_ids,
             DRIVES,
@@ -551,31 +556,48 @@ class DialogueModel(Model):
             raise DialogueError(f"there is no frame {frame}; the timeline has {self.num_frames}.")
         if not 0 <= participant < len(self.participant_ids):
             raise DialogueError(f"there is no participant {participant}; there are {len(self.participant_ids)}.")
-        plate_height = self.plates.height_for(participant, float(camera.fy.reshape(-1)[0]))
         camera_to_person = camera.camera_to_worlds.reshape(3, 4).cpu().numpy()
-        camera = camera.to(self.device)
         if self.config.clamp_views:
             camera_to_person = self.view_range(participant).clamp(camera_to_person)
+            camera = camera.to(self.device)
             camera.camera_to_worlds = torch.as_tensor(camera_to_person, dtype=torch.float32, device=self.device).view(
                 camera.camera_to_worlds.shape
             )
         self.check_view(participant, camera_to_person, frame)
+        rays = self._picture_rays(camera, participant)
+        frames = torch.tensor([frame], device=self.device)
+        conditions = self.conditions(participant, frames, drive or self._drive())
+        sources = fast_sources(self, conditions)
+        if sources is not None:
+            outputs = fast_outputs(self, rays.origins, rays.directions, sources, rays.background, rays.distance)
+            return {name: value.view(rays.height, rays.width, -1) for name, value in outputs.items()}
+        chunks: Dict[str, List[Tensor]] = {}
+        for rows in torch.arange(len(rays.origins), device=self.device).split(self.config.eval_num_rays_per_chunk):
+            outputs = self.render_rays(
+                rays.origins[rows],
+                rays.directions[rows],
+                torch.zeros_like(rows),
+                conditions,
+                rays.background[rows],
+                rays.distance[rows],
+            )
+            for name, value in outputs.items():
+                if value.ndim:
+                    chunks.setdefault(name, []).append(value)
+        return {name: torch.cat(values).view(rays.height, rays.width, -1) for name, values in chunks.items()}
+
+    def _cast_rays(self, camera: Cameras, participant: int) -> PictureRays:
+        """A camera's rays and the participant's plate behind them, not cached."""
+        plate_height = self.plates.height_for(participant, float(camera.fy.reshape(-1)[0]))
+        camera = camera.to(self.device)
         # On a copy: rays need no metadata, and expanding it to every pixel takes time and warns on recent torch.
         camera.metadata = None
         bundle = camera.generate_rays(camera_indices=0, keep_shape=True)
         height, width = bundle.origins.shape[:2]
         origins, directions = bundle.origins.view(-1, 3), bundle.directions.view(-1, 3)
-        frames = torch.tensor([frame], device=self.device)
-        conditions = self.conditions(participant, frames, drive or self._drive())
-        chunks: Dict[str, List[Tensor]] = {}
-        for rows in torch.arange(height * width, device=self.device).split(self.config.eval_num_rays_per_chunk):
-            o, d = origins[rows], directions[rows]
-            background, distance = self.plates(o, d, participant, plate_height)
-            outputs = self.render_rays(o, d, torch.zeros_like(rows), conditions, background, distance)
-            for name, value in outputs.items():
-                if value.ndim:
-                    chunks.setdefault(name, []).append(value)
-        return {name: torch.cat(values).view(height, width, -1) for name, values in chunks.items()}
+        return PictureRays(
+            height, width, origins, directions, *self.plates(origins, directions, participant, plate_height)
+        )
 
     # Training ---------------------------------------------------------------------------------------------------------
 
