@@ -16,11 +16,13 @@ from dialogue_nerfstudio.cli.demo import Demo
 from dialogue_nerfstudio.cli.doctor import Doctor
 from dialogue_nerfstudio.cli.process import Process
 from dialogue_nerfstudio.cli.render import Render
+from dialogue_nerfstudio.cli.report import Report
 from dialogue_nerfstudio.cli.simulate import Simulate
 from dialogue_nerfstudio.conversation.errors import DialogueError
 
 Command = Union[
     Annotated[Process, tyro.conf.subcommand("process")],
+    Annotated[Report, tyro.conf.subcommand("report")],
     Annotated[Render, tyro.conf.subcommand("render")],
     Annotated[Simulate, tyro.conf.subcommand("simulate")],
     Annotated[Demo, tyro.conf.subcommand("demo")],

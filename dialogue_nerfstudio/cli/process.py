@@ -10,7 +10,6 @@ from dialogue_nerfstudio.conversation.errors import DialogueError
 
 SHARES = {
     "people": 2.3,
-
     "crops": 9.5,
     "landmarks": 7.1,
     "head": 1.0,
@@ -21,6 +20,7 @@ SHARES = {
     "audio": 2.8,
     "voices": 2.0,
     "roles": 0.1,
+    "report": 3.0,
 }
 """How long the stages take, relative to each other, measured (two people, 1080p); only the estimate of the time left
 depends on it."""
@@ -33,6 +33,7 @@ FOLDER_SHARES = {
     "boxes": 2.0,
     "audio": 2.0,
     "roles": 3.0,
+    "report": 3.0,
 }
 """The same for an AD-NeRF-family folder."""
 
@@ -45,7 +46,8 @@ class Process:
     A folder prepared for AD-NeRF, RAD-NeRF, ER-NeRF, SyncTalk or TalkingGaussian (transforms_train.json, parsing …)
     becomes a conversation of one; it is only read.
 
-    Finished stages are kept: the same command goes on where it stopped. Figures end up in process.json.
+    Finished stages are kept: the same command goes on where it stopped. Figures end up in process.json, pictures and
+    what to do about problems in report.html. A recording that cannot be trained on is refused (exit code 2).
     """
 
     videos: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO [VIDEO ...]")]
@@ -68,6 +70,8 @@ class Process:
     """Part of the video, at its end, that training does not see."""
     max_lost_seconds: float = 1.0
     """Longest time a face may be out of sight; shorter losses are bridged."""
+    allow_unusable: bool = False
+    """Write the conversation even if the report calls it unusable for training."""
 
     def run(self) -> int:
         from rich.console import Console
@@ -90,6 +94,7 @@ class Process:
             rttm=self.rttm,
             eval_fraction=self.eval_fraction,
             max_lost_seconds=self.max_lost_seconds,
+            allow_unusable=self.allow_unusable,
         )
         with StageProgress(FOLDER_SHARES if is_ad_nerf_folder(self.videos[0]) else SHARES) as progress:
             process_inputs(list(self.videos), output, config, progress=progress)
@@ -99,6 +104,8 @@ class Process:
 
 def _print_summary(console: Any, summary: dict[str, Any], output: Path) -> None:
     from rich.table import Table
+
+    from dialogue_nerfstudio.cli.report import print_findings
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("participant", "picture", "frames lost", "reprojection (px)", "blinks/s", "speaks"):
@@ -115,6 +122,9 @@ def _print_summary(console: Any, summary: dict[str, Any], output: Path) -> None:
     console.print(table)
     for note in summary.get("notes", []):
         console.print(note, highlight=False, soft_wrap=True)
+    if "quality" in summary:
+        print_findings(console, summary["quality"]["findings"])
+        console.print(f"Pictures and curves: {output / 'report.html'}", highlight=False, soft_wrap=True)
     console.print(
         f"{summary['num_frames']} frames in {output}, {summary['seconds']['total']:.0f} s of work. Next:\n"
         f"  ns-train dialogue-nerf --data {output}",

@@ -5,9 +5,10 @@ Conventions. Mouth points are pixels `[T, 20, 2]` in the order of the 68-point s
 """
 
 from dataclasses import dataclass
+from typing import Optional
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 # Points 48-67 (outer lips, then inner) of the 68-point scheme in MediaPipe's face mesh.
 MOUTH_48_67 = (61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181, 78, 82, 13, 312, 308, 317, 14, 87)
@@ -47,6 +48,51 @@ class SyncOffset:
     """Pearson correlation at that lag."""
 
 
+@dataclass(frozen=True)
+class SyncCurve:
+    """How well lips and sound fit at every lag."""
+
+    lags: Float[np.ndarray, " num_lags"]
+    """Seconds; positive: the lips move after the sound."""
+    correlation: Float[np.ndarray, " num_lags"]
+    """Pearson correlation at each lag; 0 where a signal never changes."""
+
+    @property
+    def best(self) -> SyncOffset:
+        if not self.correlation.any():
+            return SyncOffset(0.0, 0.0)
+        best = int(self.correlation.argmax())
+        return SyncOffset(float(self.lags[best]), float(self.correlation[best]))
+
+
+def sync_curve(
+    opening: Float[np.ndarray, " num_frames"],
+    envelope: Float[np.ndarray, " num_frames"],
+    fps: float,
+    longest: float = 0.4,
+    heard: Optional[Bool[np.ndarray, " num_frames"]] = None,
+) -> SyncCurve:
+    """Pearson correlation of opening[t + lag] with envelope[t] over the frames both have, for lags up to `longest`
+    seconds, whole frames.
+
+    With `heard`, only its frames t of the envelope count: those in which this person alone speaks.
+
+    Raises:
+        ValueError: the signals are shorter than three times the longest lag.
+    """
+    reach = round(longest * fps)
+    if len(opening) != len(envelope) or len(opening) < 3 * max(reach, 1):
+        raise ValueError(f"sync offset needs two signals of the same length, at least {3 * max(reach, 1)} frames")
+    heard = np.ones(len(envelope), bool) if heard is None else heard
+    lags = np.arange(-reach, reach + 1)
+    frames = np.flatnonzero(heard)
+    correlation = []
+    for lag in lags:
+        both = frames[(frames + lag >= 0) & (frames + lag < len(opening))]
+        correlation.append(_pearson(opening[both + lag], envelope[both]) if len(both) else 0.0)
+    return SyncCurve(lags / fps, np.array(correlation))
+
+
 def sync_offset(
     opening: Float[np.ndarray, " num_frames"],
     envelope: Float[np.ndarray, " num_frames"],
@@ -56,29 +102,13 @@ def sync_offset(
     """Lag and peak of the cross-correlation between mouth opening and the sound's envelope (ours; it is not SyncNet's
     offset).
 
-    Pearson correlation of opening[t + lag] with envelope[t] over the frames both have, for lags up to `longest`
-    seconds, whole frames. The envelope explains little of a mouth (r = 0.12-0.37 on real recordings): a low peak says
+    See `sync_curve`. The envelope explains little of a mouth (r = 0.12-0.37 on real recordings): a low peak says
     nothing. Where either signal never changes the result is lag 0, peak 0.
 
     Raises:
         ValueError: the signals are shorter than three times the longest lag.
     """
-    reach = round(longest * fps)
-    if len(opening) != len(envelope) or len(opening) < 3 * max(reach, 1):
-        raise ValueError(f"sync offset needs two signals of the same length, at least {3 * max(reach, 1)} frames")
-    lags = np.arange(-reach, reach + 1)
-    correlation = np.array(
-        [
-            _pearson(
-                opening[max(lag, 0) : len(opening) + min(lag, 0)], envelope[max(-lag, 0) : len(envelope) - max(lag, 0)]
-            )
-            for lag in lags
-        ]
-    )
-    if not correlation.any():
-        return SyncOffset(0.0, 0.0)
-    best = int(correlation.argmax())
-    return SyncOffset(float(lags[best] / fps), float(correlation[best]))
+    return sync_curve(opening, envelope, fps, longest).best
 
 
 def _pearson(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> float:

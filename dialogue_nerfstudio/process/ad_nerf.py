@@ -27,10 +27,11 @@ import dialogue_nerfstudio
 from dialogue_nerfstudio.conversation.conversation import SAMPLE_RATE, Conversation, Participant, save_conversation
 from dialogue_nerfstudio.conversation.errors import DialogueError
 from dialogue_nerfstudio.conversation.expression_basis import expression_basis, mean_face
-from dialogue_nerfstudio.conversation.files import atomic_path, read_npz, write_json, write_npz
+from dialogue_nerfstudio.conversation.files import atomic_path, read_json, read_npz, write_json, write_npz
 from dialogue_nerfstudio.conversation.motion import EXPRESSION_NAMES, Motion
 from dialogue_nerfstudio.conversation.roles import SpeechSegment, read_rttm, write_rttm
 from dialogue_nerfstudio.conversation.video import FrameReader, LabelReader, LabelWriter, VideoWriter
+from dialogue_nerfstudio.metrics.tracking import blinks_per_second
 from dialogue_nerfstudio.process.ad_nerf_folder import (
     AdNerfFolder,
     closure_from_action_units,
@@ -48,7 +49,6 @@ from dialogue_nerfstudio.process.pipeline import (
     WORK_FOLDER,
     ProcessConfig,
     Processing,
-    blink_rate,
     check_output,
     clipped,
     process_video,
@@ -436,6 +436,9 @@ class _Conversion(Processing):
             },
             root=self.output,
         )
+        # Told, never refused: others have trained on such folders, and without landmarks there is nothing to measure.
+        if self.face == "tracked":
+            self.run_report(conversation, ["expression", "audio"])
         self.remove_strangers()
         write_json(self.output / "process.json", self.summary(conversation))
         save_conversation(conversation, self.output)
@@ -457,11 +460,12 @@ class _Conversion(Processing):
                     "reprojection_rmse_px": error,
                     "rotation_jitter_degrees": head.jitter,
                     "metres_a_unit": person.source["metres_a_unit"],
-                    "blinks_per_second": blink_rate(person.motion.blink, conversation.fps),
+                    "blinks_per_second": blinks_per_second(person.motion.blink, conversation.fps),
                     "speaking_share": float(conversation.speaking.mean()),
                 }
             },
             "notes": self.notes(),
+            **({"quality": read_json(self.work("quality.json"))} if self.face == "tracked" else {}),
             "seconds": {**self.runner.seconds, "total": float(sum(self.runner.seconds.values()))},
             "stages_run": self.runner.ran,
         }

@@ -11,6 +11,7 @@
     audio        the sound and its features                           (audio_features)
     voices       who speaks when                                      (diarization)
     roles        which face each voice belongs to                     (voices)
+    report       what the result is worth as training data            (quality, report)
 
 Every stage leaves files and a stamp (see `stages`); conversation.json comes last. Frames are streamed: memory does not
 grow with the length of the video.
@@ -38,6 +39,7 @@ from dialogue_nerfstudio.conversation.motion import Motion
 from dialogue_nerfstudio.conversation.roles import SpeechSegment, read_rttm, segments_to_frames, write_rttm
 from dialogue_nerfstudio.conversation.split import split_frames
 from dialogue_nerfstudio.conversation.video import FrameReader, LabelReader, LabelWriter, VideoWriter
+from dialogue_nerfstudio.metrics.tracking import blinks_per_second
 from dialogue_nerfstudio.process.background import background_plate
 from dialogue_nerfstudio.process.boxes import body_boxes
 from dialogue_nerfstudio.process.decode import FPS, SourceVideo, probe
@@ -47,6 +49,7 @@ from dialogue_nerfstudio.process.faces import crop_size, find_people, write_crop
 from dialogue_nerfstudio.process.head_pose import HeadTrack, track_head
 from dialogue_nerfstudio.process.labels import write_labels
 from dialogue_nerfstudio.process.landmarks import LandmarkTrack, bridged, require_face, track_landmarks
+from dialogue_nerfstudio.process.quality import REPORT_NAME, measure_quality, unusable_sentences
 from dialogue_nerfstudio.process.stages import Progress, StageRunner, source_fingerprint
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts")
@@ -81,6 +84,8 @@ class ProcessConfig:
     """Longest time a face may be out of sight; shorter losses are bridged."""
     num_residuals: int = 8
     """Components of the personal expression residual."""
+    allow_unusable: bool = False
+    """Write the conversation even if its quality report calls it unusable for training."""
 
 
 def process_video(
@@ -253,7 +258,11 @@ class Processing:
             segments = read_rttm(self.work("roles.rttm"))
         else:
             segments = given_roles
-        return self.finish(segments)
+        conversation = self.assemble(segments)
+        self.run_report(conversation, ["expression", "background", "audio"])
+        if not config.allow_unusable:
+            self.refuse_unusable(read_json(self.work("quality.json")))
+        return self.finish(conversation)
 
     # Who is where.
 
@@ -498,7 +507,8 @@ class Processing:
 
     # The conversation.
 
-    def finish(self, segments: List[SpeechSegment]) -> Conversation:
+    def assemble(self, segments: List[SpeechSegment]) -> Conversation:
+        """What the stages left, as one conversation; nothing is written."""
         train, evaluation = split_frames(self.num_frames, self.config.eval_fraction)
         participants = []
         for participant, person in zip(self.ids, self.people, strict=True):
@@ -523,7 +533,7 @@ class Processing:
                     },
                 )
             )
-        conversation = Conversation(
+        return Conversation(
             num_frames=self.num_frames,
             participants=participants,
             segments=clipped(segments, self.num_frames / FPS),
@@ -548,6 +558,34 @@ class Processing:
             },
             root=self.output,
         )
+
+    def run_report(self, conversation: Conversation, needs: Sequence[str]) -> None:
+        """The last stage: report.html and quality.json."""
+        self.runner.run(
+            "report",
+            lambda progress: self.write_report(conversation, progress),
+            [self.output / REPORT_NAME, self.work("quality.json")],
+            needs=needs,
+            options={"segments": [[s.start, s.end, s.speaker] for s in conversation.segments]},
+        )
+
+    def write_report(self, conversation: Conversation, progress: Callable[[float], None]) -> None:
+        from dialogue_nerfstudio.process.report import write_report
+
+        quality = measure_quality(conversation, self.roles_found(), progress)
+        write_report(conversation, quality, self.output / REPORT_NAME)
+        write_json(self.work("quality.json"), quality.summary())
+
+    def refuse_unusable(self, quality: Dict[str, Any]) -> None:
+        reasons = unusable_sentences(quality["findings"])
+        if reasons:
+            (self.output / "conversation.json").unlink(missing_ok=True)
+            raise DialogueError(
+                f"{', '.join(str(path) for path in self.paths)} cannot be trained on. {reasons} "
+                f"See {self.output / REPORT_NAME}; --allow-unusable writes the conversation all the same."
+            )
+
+    def finish(self, conversation: Conversation) -> Conversation:
         self.remove_strangers()
         write_json(self.output / "process.json", self.summary(conversation))
         save_conversation(conversation, self.output)
@@ -558,6 +596,13 @@ class Processing:
         for folder in (self.output / "participants").iterdir():
             if folder.is_dir() and folder.name not in self.ids:
                 shutil.rmtree(folder)
+
+    def roles_found(self) -> Dict[str, Any]:
+        """How voices were given to faces; nothing where that was no question."""
+        found = self.work("roles_found.json")
+        if self.config.rttm is not None:
+            return {"method": "rttm"}
+        return read_json(found) if found.is_file() else {}
 
     def summary(self, conversation: Conversation) -> Dict[str, Any]:
         """The figures of process.json."""
@@ -574,25 +619,19 @@ class Processing:
                 "reprojection_rmse_px": float(np.sqrt(np.mean(error[visible] ** 2))),
                 "rotation_jitter_degrees": head.jitter,
                 "expression_fit_error_mm": float(read_npz(self.person(participant.id, "face.npz"))["fit_error_mm"]),
-                "blinks_per_second": blink_rate(participant.motion.blink, conversation.fps),
+                "blinks_per_second": blinks_per_second(participant.motion.blink, conversation.fps),
                 "speaking_share": float(speaking[:, column].mean()),
             }
-        found = self.work("roles_found.json")
         return {
             "num_frames": conversation.num_frames,
             "fps": conversation.fps,
             "inputs": [path.name for path in self.paths],
             "participants": participants,
-            "roles": read_json(found) if self.config.rttm is None else {"method": "rttm"},
+            "roles": self.roles_found(),
+            "quality": read_json(self.work("quality.json")),
             "seconds": {**self.runner.seconds, "total": float(sum(self.runner.seconds.values()))},
             "stages_run": self.runner.ran,
         }
-
-
-def blink_rate(blink: np.ndarray, fps: float) -> float:
-    """Blinks a second: runs of frames in which the mean of both eyes' closure is above one half."""
-    closed = blink.mean(axis=1) > 0.5
-    return float((np.diff(closed.astype(int), prepend=0) == 1).sum() / (len(blink) / fps))
 
 
 def clipped(segments: Sequence[SpeechSegment], end: float) -> List[SpeechSegment]:

@@ -8,6 +8,7 @@ from dialogue_nerfstudio.metrics.lips import (
     landmark_distance,
     landmark_distance_normalised,
     mouth_points,
+    sync_curve,
     sync_offset,
 )
 
@@ -47,3 +48,13 @@ def test_offset_of_signals_that_never_change():
 def test_offset_needs_enough_frames():
     with pytest.raises(ValueError, match="at least 30"):
         sync_offset(np.ones(20), np.ones(20), 25.0)
+
+
+def test_only_heard_frames_count():
+    rng = np.random.default_rng(1)
+    envelope, heard = rng.random(300), np.arange(300) < 150
+    opening = np.where(heard, np.roll(envelope, 4), rng.random(300))
+    curve = sync_curve(opening, envelope, 25.0, heard=heard)
+    assert curve.best.seconds == pytest.approx(4 / 25) and curve.best.peak > 0.95
+    np.testing.assert_allclose(curve.lags, np.arange(-10, 11) / 25)
+    assert sync_curve(opening, envelope, 25.0, heard=np.zeros(300, bool)).best.peak == 0.0

@@ -15,7 +15,9 @@ from media import noise_frames, tone, write_video
 from scipy.spatial.transform import Rotation
 from synthetic_face import rotation_difference, synthetic_face
 
+from dialogue_nerfstudio.cli.main import main
 from dialogue_nerfstudio.conversation import DialogueError, SpeechSegment, load_conversation, write_rttm
+from dialogue_nerfstudio.conversation.files import write_json
 from dialogue_nerfstudio.conversation.video import HEAD
 from dialogue_nerfstudio.process import boxes, diarization, face_mesh, faces, labels, landmarks, pipeline
 from dialogue_nerfstudio.process.pipeline import ProcessConfig, process_video
@@ -74,7 +76,14 @@ def _reads(image: np.ndarray) -> tuple:
 
 @pytest.fixture
 def ideal_networks(monkeypatch, people):
+    # Drawing takes longer than all the rest; `conversation` and the tests of the report do it.
+    monkeypatch.setattr(pipeline.Processing, "write_report", _write_empty_report)
     return _replace_networks(monkeypatch, people)
+
+
+def _write_empty_report(self, conversation, progress):
+    (self.output / "report.html").write_text("")
+    write_json(self.work("quality.json"), {"participants": {}, "findings": []})
 
 
 def _replace_networks(monkeypatch: pytest.MonkeyPatch, people: list) -> type:
@@ -219,7 +228,7 @@ def test_another_focal_length_keeps_the_landmarks(chat, video):
     assert _Fake.calls == calls
     assert again.participants[0].camera.focal == 300.0
     ran = json.loads((chat / "process.json").read_text())["stages_run"]
-    assert ran == ["head", "expression", "boxes", "roles"]
+    assert ran == ["head", "expression", "boxes", "roles", "report"]
 
 
 def test_a_killed_run_goes_on_where_it_stopped(ideal_networks, video, tmp_path, monkeypatch):
@@ -279,6 +288,31 @@ def test_a_short_loss_is_bridged_and_counted(ideal_networks, video, tmp_path):
     process_video([video], tmp_path / "chat", ProcessConfig(num_people=2))
     figures = json.loads((tmp_path / "chat" / "process.json").read_text())["participants"]
     assert figures["p1"]["lost_frames"] == 4 and figures["p0"]["lost_frames"] == 0
+
+
+def test_the_report_is_written_and_summed_up(conversation):
+    page = (conversation.root / "report.html").read_text()
+    assert "Ready to train" in page and page.count("data:image/jpeg") >= 10
+    quality = json.loads((conversation.root / "process.json").read_text())["quality"]
+    assert set(quality["participants"]) == {"p0", "p1"}
+    assert {finding["severity"] for finding in quality["findings"]} <= {"problem", "note"}
+
+
+def test_a_photograph_is_refused_but_not_against_the_user_s_will(monkeypatch, people, tmp_path, capsys):
+    _replace_networks(monkeypatch, people)
+    pictures = [np.concatenate([_picture(people[0], i, 0), _picture(people[1], 0, 1)], axis=1) for i in range(FRAMES)]
+    path = write_video(tmp_path / "still.mp4", pictures, audio=tone(FRAMES / 25))
+    command = ["process", str(path), "--num-people", "2", "--output", str(tmp_path / "chat")]
+    for _ in range(2):
+        assert main(command) == 2
+        captured = capsys.readouterr()
+        assert "Participant p1: Nothing in this face moves" in captured.err and "report.html" in captured.err
+        assert "Not usable" in (tmp_path / "chat" / "report.html").read_text()
+        assert not (tmp_path / "chat" / "conversation.json").exists()
+    assert main([*command, "--allow-unusable"]) == 0
+    assert "photograph" in capsys.readouterr().out
+    assert len(load_conversation(tmp_path / "chat").participants) == 2
+    assert main(command) == 2 and not (tmp_path / "chat" / "conversation.json").exists()
 
 
 def test_a_face_lost_for_seconds(ideal_networks, video, tmp_path):
