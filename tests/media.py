@@ -2,19 +2,25 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Sequence
 
 import av
 import numpy as np
 
 
-def write_video(path: Path, frames: Iterable[np.ndarray], fps: int = 25, audio: Optional[np.ndarray] = None) -> Path:
+def write_video(
+    path: Path,
+    frames: Iterable[np.ndarray],
+    fps: int = 25,
+    audio: Optional[np.ndarray] = None,
+    keyframe_interval: int = 250,
+) -> Path:
     """An ordinary mp4, with mono sound at 16 kHz if given."""
     with av.open(str(path), "w") as container:
         video = sound = None
         for frame in frames:
             if video is None:
-                video = container.add_stream("libx264", rate=fps, options={"crf": "18"})
+                video = container.add_stream("libx264", rate=fps, options={"crf": "18", "g": str(keyframe_interval)})
                 video.height, video.width, video.pix_fmt = *frame.shape[:2], "yuv420p"
                 if audio is not None:
                     sound = container.add_stream("aac", rate=16000, layout="mono")
@@ -25,6 +31,20 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: int = 25, audio: 
             block.sample_rate = 16000
             container.mux(sound.encode(block))
             container.mux(sound.encode(None))
+    return path
+
+
+def damage_packets(path: Path, kind: str, numbers: Sequence[int]) -> Path:
+    """Overwrites the packets of those numbers, in the order of the file, of the first video or audio stream with 255s,
+    which no codec accepts."""
+    with av.open(str(path)) as container:
+        stream = getattr(container.streams, kind)[0]
+        places = [(packet.pos, packet.size) for packet in container.demux(stream) if packet.size]
+    content = bytearray(path.read_bytes())
+    for number in numbers:
+        start, size = places[number]
+        content[start : start + size] = b"\xff" * size
+    path.write_bytes(content)
     return path
 
 

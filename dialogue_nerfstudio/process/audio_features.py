@@ -20,6 +20,10 @@ from dialogue_nerfstudio.conversation.files import atomic_path
 SAMPLE_RATE = 16_000
 """The one sample rate (Hz) of sound inside this package."""
 
+SOUND_GAP = 0.1
+"""Seconds between one block of sound and the next that are silence and not rounding: a tenth of a second is more than
+any codec's block and delay."""
+
 MEL_FFT = 800
 MEL_HOP = 200
 MEL_BANDS = 80
@@ -62,18 +66,57 @@ def load_audio(path: Path, sample_rate: int = SAMPLE_RATE) -> Float[np.ndarray, 
 
 
 def _decode_track(container, stream, sample_rate: int) -> tuple[Float[np.ndarray, " num_samples"], float]:
-    """All samples of one track and the time (s) of the first."""
+    """All samples of one track and the time (s) of the first.
+
+    Timestamps decide where sound lies: what is missing (a damaged packet, a pause of the recorder) is silence, so that
+    the rest stays in time.
+
+    Raises:
+        av.FFmpegError: not a single packet can be decoded.
+    """
     resampler = av.AudioResampler(format="flt", layout="mono", rate=sample_rate)
     blocks: list[np.ndarray] = []
-    first_time = None
-    for frame in container.decode(stream):
+    first_time, length = None, 0
+    # A damaged timestamp may lie hours away; the container knows how long it is.
+    longest = np.inf if container.duration is None else container.duration / av.time_base + 1.0
+    for frame in _surviving_sound(container, stream):
+        time = frame.time
         if first_time is None:
-            first_time = frame.time or 0.0
-        blocks.extend(block.to_ndarray()[0] for block in resampler.resample(frame))
+            first_time = time or 0.0
+        elif time is not None and time - first_time < longest:
+            gap = round((time - first_time) * sample_rate) - length
+            # The resampler holds back some samples; rounding and it stay far below this.
+            if gap > SOUND_GAP * sample_rate:
+                blocks.extend(block.to_ndarray()[0] for block in resampler.resample(None))
+                resampler = av.AudioResampler(format="flt", layout="mono", rate=sample_rate)
+                held = sum(map(len, blocks))
+                blocks.append(np.zeros(max(round((time - first_time) * sample_rate) - held, 0), np.float32))
+                length = sum(map(len, blocks))
+        decoded = [block.to_ndarray()[0] for block in resampler.resample(frame)]
+        blocks.extend(decoded)
+        length += sum(map(len, decoded))
     if first_time is None:
         return np.zeros(0, np.float32), 0.0
     blocks.extend(block.to_ndarray()[0] for block in resampler.resample(None))
     return np.concatenate(blocks).astype(np.float32), first_time
+
+
+def _surviving_sound(container, stream):
+    """The frames of a track without those whose packets are damaged; the last damage is raised if nothing is left."""
+    packets, found, damage = container.demux(stream), False, None
+    while True:
+        try:
+            packet = next(packets, None)
+            frames = packet.decode() if packet is not None else []
+        except av.FFmpegError as error:
+            damage = error
+            continue
+        if packet is None:
+            break
+        found = found or bool(frames)
+        yield from frames
+    if not found and damage is not None:
+        raise damage
 
 
 def _video_start(container) -> float | None:

@@ -1,13 +1,14 @@
 """Any video in, frames at a constant 25 a second out, without an intermediate file.
 
 Conventions. Output frame k is what the video shows at the middle of its interval, (k + 0.5) / fps seconds after the
-first picture: timestamps decide, so odd, variable and wrong nominal rates all come out in time with the sound. Frames
-are uint8 RGB `[H, W, 3]`, turned upright where the file says how.
+first picture: timestamps decide, so odd, variable and wrong nominal rates all come out in time with the sound, and a
+damaged packet costs its own pictures only: the one before stays on screen. Frames are uint8 RGB `[H, W, 3]`, turned
+upright where the file says how. Timestamps are ticks, whole numbers of the stream's time base.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Optional
+from typing import Iterator, Optional, Tuple
 
 import av
 import numpy as np
@@ -21,6 +22,10 @@ FPS = 25.0
 MIN_FRAMES = 25
 """Fewest frames (at 25 a second) worth processing: a track needs that many poses, a split that many frames."""
 
+MAX_DAMAGED_SECONDS = 1.0
+"""Longest time that damaged packets may leave a picture standing: longer, a talking face frozen under running sound
+would be learned."""
+
 
 @dataclass(frozen=True)
 class SourceVideo:
@@ -33,7 +38,10 @@ class SourceVideo:
     quarter_turns: int
     """Counter-clockwise quarter turns that make the decoded picture upright."""
     pick: Int[np.ndarray, " num_frames"]
-    """For each output frame, the number of the decoded picture that it shows."""
+    """For each output frame, the number of the picture that it shows, in order of time."""
+    ticks: Int[np.ndarray, " num_source"]
+    """Timestamp of each picture, sorted; 0, 1, 2, … where the file has none."""
+    seconds_a_tick: float
     fps: float
     source_fps: float
     """Mean rate of the file itself."""
@@ -46,45 +54,74 @@ class SourceVideo:
         """Output frames 0, step, 2·step, … below `stop`; memory holds one picture.
 
         Raises:
-            DialogueError: the file is damaged on the way.
+            DialogueError: nothing can be decoded, or for longer than MAX_DAMAGED_SECONDS.
         """
-        wanted = iter(self.pick[:stop:step])
-        target = next(wanted, None)
-        last = None
+        wanted = self.ticks[self.pick[:stop:step]].tolist()
+        done, shown, upright = 0, None, None
         with av.open(str(self.path)) as container:
-            stream = _video_stream(container)
-            stream.thread_type = "AUTO"
-            decoder = (frame for frame in container.decode(stream) if frame.pts is not None)
-            for index, frame in _decoding(decoder, self.path):
-                if target is None:
+            for tick, picture in self._decoded(container):
+                # Targets before this picture that no picture met: theirs was damaged.
+                while done < len(wanted) and wanted[done] < tick:
+                    if upright is None:
+                        upright = self._upright(picture if shown is None else shown[1])
+                    self._check_damage(wanted[done], tick if shown is None else shown[0])
+                    yield upright
+                    done += 1
+                shown, upright = (tick, picture), None
+                while done < len(wanted) and wanted[done] == tick:
+                    if upright is None:
+                        upright = self._upright(picture)
+                    yield upright
+                    done += 1
+                if done == len(wanted):
                     return
-                if index < target:
-                    last = frame
-                    continue
-                last = self._upright(frame)
-                while target is not None and target <= index:
-                    yield last
-                    target = next(wanted, None)
-        # A packet counted by `probe` may decode to nothing at the very end; the last picture then stands.
-        if target is not None and last is None:
+        if shown is None:
             raise DialogueError(f"{self.path} holds no picture that can be decoded; convert it to H.264 and try again.")
-        if last is not None and not isinstance(last, np.ndarray):
-            last = self._upright(last)
-        while target is not None:
-            yield last
-            target = next(wanted, None)
+        if upright is None:
+            upright = self._upright(shown[1])
+        for tick in wanted[done:]:
+            self._check_damage(tick, shown[0])
+            yield upright
+
+    def _decoded(self, container: av.container.InputContainer) -> Iterator[Tuple[int, av.VideoFrame]]:
+        """Ticks and pictures in order of time; packets that do not decode are left out."""
+        stream = _video_stream(container)
+        stream.thread_type = "AUTO"
+        latest, count = None, 0
+        for picture in _surviving(container, stream):
+            if self.seconds_a_tick == 0.0:
+                yield count, picture
+                count += 1
+            elif picture.pts is not None and (latest is None or picture.pts > latest):
+                # Beside damage, pictures may come late; what was shown meanwhile cannot be taken back.
+                latest = picture.pts
+                yield picture.pts, picture
+
+    def _check_damage(self, wanted: int, shown: int) -> None:
+        seconds = (wanted - shown) * self.seconds_a_tick
+        if abs(seconds) > MAX_DAMAGED_SECONDS:
+            start = (min(wanted, shown) - self.ticks[0]) * self.seconds_a_tick
+            raise DialogueError(
+                f"{self.path} is damaged for more than {MAX_DAMAGED_SECONDS:g} s after {start:.1f} s: no picture there "
+                "can be decoded; cut that part out, or get a whole copy."
+            )
 
     def _upright(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
         return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), self.quarter_turns))
 
 
-def _decoding(decoder: Iterator[av.VideoFrame], path: Path) -> Iterator[tuple]:
-    try:
-        yield from enumerate(decoder)
-    except av.FFmpegError as error:
-        raise DialogueError(
-            f"{path} is damaged and cannot be decoded to its end ({error}); convert it and try again."
-        ) from error
+def _surviving(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    """The frames of a stream, without those whose packets are damaged."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+            frames = packet.decode() if packet is not None else []
+        except av.FFmpegError:
+            continue
+        if packet is None:
+            return
+        yield from frames
 
 
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
@@ -114,18 +151,26 @@ def probe(path: Path, fps: float = FPS) -> SourceVideo:
             context, time_base = stream.codec_context, stream.time_base
             nominal = float(stream.average_rate or fps)
             packets = [p for p in container.demux(stream) if p.size]
-            times = np.array([float(p.pts * time_base) for p in packets if p.pts is not None])
+            ticks = np.array([p.pts for p in packets if p.pts is not None], dtype=np.int64)
             last_duration = float((packets[-1].duration or 0) * time_base) if packets else 0.0
+            # A damaged timestamp may lie hours away; the container knows how long it is.
+            longest = None if container.duration is None else container.duration / av.time_base / float(time_base)
             container.seek(0)
-            first = next(container.decode(stream), None)
+            first = next(_surviving(container, stream), None)
     except (av.FFmpegError, UnicodeDecodeError) as error:
         raise DialogueError(f"{path} is not a video that can be read ({error}).") from error
     if first is None:
         raise DialogueError(f"{path} holds no picture that can be decoded; convert it to H.264 and try again.")
-    if len(times) != len(packets):
+    tick = float(time_base)
+    if len(ticks) != len(packets):
         # Streams without timestamps (raw H.264, some AVI) have only their nominal rate.
-        times, last_duration = np.arange(len(packets)) / nominal, 1.0 / nominal
-    times = np.sort(times)
+        ticks, tick = np.arange(len(packets)), 0.0
+        times, last_duration = ticks / nominal, 1.0 / nominal
+    else:
+        ticks = np.unique(ticks)
+        if longest is not None:
+            ticks = ticks[ticks <= ticks[0] + longest + 1.0 / tick]
+        times = ticks * tick
     pick = resample_by_time(times, fps, last_duration or 1.0 / nominal)
     if len(pick) < MIN_FRAMES:
         raise DialogueError(
@@ -136,7 +181,7 @@ def probe(path: Path, fps: float = FPS) -> SourceVideo:
     width, height = (context.height, context.width) if turns % 2 else (context.width, context.height)
     span = times[-1] - times[0]
     source_fps = (len(times) - 1) / span if span > 0 else nominal
-    return SourceVideo(path, width, height, turns, pick, fps, source_fps)
+    return SourceVideo(path, width, height, turns, pick, ticks, tick, fps, source_fps)
 
 
 def resample_by_time(

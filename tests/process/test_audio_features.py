@@ -4,6 +4,7 @@ import av
 import librosa
 import numpy as np
 import pytest
+from media import damage_packets, noise_frames, write_video
 
 from dialogue_nerfstudio.conversation.errors import DialogueError
 from dialogue_nerfstudio.process.audio_features import (
@@ -144,6 +145,17 @@ def write_media(path, samples, rate, video_frames=0, audio_delay=0.0):
             frame.pts = start + round(audio_delay * rate)
             container.mux(audio.encode(frame))
         container.mux(audio.encode(None))
+
+
+def test_damaged_sound_is_silence_and_the_rest_stays_in_time(tmp_path):
+    ramp = np.repeat([0.1, 0.4], 32000) * np.sin(2 * np.pi * 440 * np.arange(64000) / 16000)
+    path = write_video(tmp_path / "a.mp4", noise_frames(100, size=64), audio=ramp)
+    whole = load_audio(path)
+    heard = load_audio(damage_packets(path, "audio", range(20, 26)))
+    assert abs(len(heard) - len(whole)) < 1600
+    begins = [np.flatnonzero(np.abs(sound) > 0.3)[0] for sound in (whole, heard)]
+    assert begins[1] == begins[0], "the loud half begins where it did before the damage"
+    assert np.abs(heard[21 * 1024 : 24 * 1024]).max() < 0.11
 
 
 def test_bad_files_are_one_clear_sentence(tmp_path):

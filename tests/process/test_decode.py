@@ -6,7 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from media import noise_frames, tone, write_video
+from media import damage_packets, noise_frames, tone, write_video
 
 from dialogue_nerfstudio.conversation import DialogueError
 from dialogue_nerfstudio.process.decode import MIN_FRAMES, probe, resample_by_time
@@ -157,3 +157,61 @@ def test_rate_is_a_fraction(tmp_path: Path):
     numbers = [_number(frame) for frame in source.frames()]
     expected = np.floor((np.arange(len(numbers)) + 0.5) / 25 * 30000 / 1001)
     assert np.abs(np.array(numbers) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("rate", [24, 50, 60])
+def test_usual_rates_come_in_time(tmp_path: Path, rate):
+    shades = [np.full((64, 96, 3), 20 + 3 * index, np.uint8) for index in range(72)]
+    path = write_video(tmp_path / "a.mp4", shades, fps=rate, audio=tone(72 / rate))
+    numbers = np.array([round((float(frame.mean()) - 20) / 3) for frame in probe(path).frames()])
+    expected = np.floor((np.arange(len(numbers)) + 0.5) / 25 * rate + 1e-3)
+    assert abs(len(numbers) - 72 / rate * 25) <= 0.5
+    assert np.abs(numbers - expected).max() <= (0 if rate % 25 else 1), "half way between two, either is right"
+
+
+def test_a_phone_s_variable_rate(tmp_path: Path):
+    """Pictures come as the light allows; each stays until the next."""
+    times = np.cumsum([0] + [33, 33, 34, 120, 33, 400, 33, 33, 66, 33] * 4)
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=30)
+        video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
+        video.codec_context.time_base = Fraction(1, 1000)
+        sound = container.add_stream("aac", rate=16000, layout="mono")
+        for frame, time in zip(_shades(len(times)), times.tolist(), strict=True):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture.pts, picture.time_base = time, Fraction(1, 1000)
+            container.mux(video.encode(picture))
+        container.mux(video.encode(None))
+        block = av.AudioFrame.from_ndarray(tone(3.3)[None], format="fltp", layout="mono")
+        block.sample_rate = 16000
+        container.mux(sound.encode(block))
+        container.mux(sound.encode(None))
+    numbers = [_number(frame) for frame in probe(path).frames()]
+    middles = (np.arange(len(numbers)) + 0.5) * 40
+    expected = np.searchsorted(times, middles + 0.1, side="right") - 1
+    assert len(numbers) == pytest.approx(times[-1] / 40, abs=2)
+    np.testing.assert_array_equal(numbers, expected)
+
+
+def test_a_damaged_packet_costs_its_own_pictures_only(tmp_path: Path):
+    path = write_video(tmp_path / "a.mp4", _shades(45), audio=tone(1.8), keyframe_interval=10)
+    numbers = [_number(frame) for frame in probe(damage_packets(path, "video", [23, 24])).frames()]
+    assert len(numbers) == 45
+    assert numbers[:20] == list(range(20)) and numbers[30:] == list(range(30, 45)), "in time again at the next keyframe"
+    assert all(20 <= number < 30 for number in numbers[20:30])
+    assert [_number(frame) for frame in probe(path).frames(step=5)] == numbers[::5]
+
+
+def test_a_damaged_first_packet(tmp_path: Path):
+    path = write_video(tmp_path / "a.mp4", _shades(45), audio=tone(1.8), keyframe_interval=10)
+    numbers = [_number(frame) for frame in probe(damage_packets(path, "video", [0])).frames()]
+    assert len(numbers) == 45 and numbers[10:] == list(range(10, 45))
+
+
+def test_damage_for_longer_than_a_second_is_refused(tmp_path: Path):
+    path = write_video(tmp_path / "a.mp4", _shades(48) + _shades(48), audio=tone(3.84), keyframe_interval=8)
+    damage_packets(path, "video", range(32, 72))
+    with pytest.raises(DialogueError, match=r"a\.mp4 is damaged for more than 1 s after 1\.[23] s"):
+        for _ in probe(path).frames():
+            pass
