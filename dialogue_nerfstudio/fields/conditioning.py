@@ -80,4 +80,6 @@ def exponential_density(log_density: Float[Tensor, " num_samples"], scale: float
     An exponential reaches the several hundred per metre of skin from the few per metre of an untrained field in a
     handful of steps, which a ReLU or softplus does not.
     """
-    return scale * torch.exp(log_density.clamp(-12.0, 9.0))
+    # Half precision has too few bits for an exponent, and optical depths are summed.
+    full = log_density.to(torch.promote_types(log_density.dtype, torch.float32))
+    return scale * torch.exp(full.clamp(-12.0, 9.0))

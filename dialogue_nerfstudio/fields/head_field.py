@@ -20,6 +20,7 @@ from dialogue_nerfstudio.fields.conditioning import (
     frame_matmul,
     hidden_layers,
 )
+from dialogue_nerfstudio.fields.frame_mlp import MlpKernelName, frame_mlp
 from dialogue_nerfstudio.fields.latent_codes import LatentCodes
 from dialogue_nerfstudio.fields.participant_grids import GridSharing, ParticipantGrids
 from dialogue_nerfstudio.fields.signal_encoder import HeadSignal
@@ -47,6 +48,8 @@ class HeadFieldConfig:
     """Regions that region attention tells apart for the face code."""
     eye_regions: int = 2
     """Regions that it tells apart for the code of blink and gaze."""
+    mlp_kernel: MlpKernelName = "auto"
+    """auto computes the density network in one fused Triton kernel on CUDA with mixed precision, else with torch."""
     initial_density: float = 3.0
     """Density of the untrained field, 1/m: about half of the light passes a head's depth of it."""
 
@@ -134,7 +137,7 @@ class HeadField(nn.Module):
         inputs = torch.cat(
             [features, features * gates[:, -1:], gates[:, :-1], gates.new_ones(gates.shape[0], 1)], dim=-1
         )
-        output = self.density_hidden(frame_matmul(inputs, matrices, counts))
+        output = frame_mlp(inputs, matrices, counts, self.density_hidden, self.config.mlp_kernel)
         return exponential_density(output[:, 0], self.config.initial_density), output[:, 1:], gates
 
     def colour(
