@@ -20,6 +20,7 @@ def train_avatars(
     resolution: Optional[int] = None,
     progress: Optional[Progress] = None,
     drive: str = "role",
+    configure: Optional[Callable[[Any], None]] = None,
 ) -> Path:
     """What `ns-train dialogue-nerf --data DATA` does, without a viewer.
 
@@ -31,6 +32,7 @@ def train_avatars(
         resolution: height of the pictures to train on, pixels; the method's own default if None.
         progress: called as progress("train", iterations done, iterations).
         drive: what moves faces, the model's `drive`.
+        configure: changes the trainer's config in place, before it is saved.
 
     Returns:
         The config.yml that nerfstudio's other commands take as --load-config.
@@ -57,6 +59,8 @@ def train_avatars(
     config.logging.profiler = "none"
     # The demo measures all held-out frames afterwards.
     config.steps_per_eval_batch = config.steps_per_eval_image = config.steps_per_eval_all_images = iterations + 1
+    if configure is not None:
+        configure(config)
     config.save_config()
 
     _set_random_seed(seed)

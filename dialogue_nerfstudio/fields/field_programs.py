@@ -127,7 +127,7 @@ def head_program(field: HeadField, participant: int, signal: HeadSignal) -> Opti
     if not head_is_known(field):
         return None
     config = field.config
-    regions = config.face_regions + config.eye_regions
+    regions = config.face_regions + field.eye_regions
     shape_code, appearance_code = field.codes.of(participant)
 
     build = ProgramBuilder()

@@ -5,7 +5,7 @@ Conventions: positions are metres in head space, directions unit vectors in head
 """
 
 from dataclasses import dataclass, field
-from typing import Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 import torch
 from jaxtyping import Float, Int
@@ -48,6 +48,8 @@ class HeadFieldConfig:
     """Regions that region attention tells apart for the face code."""
     eye_regions: int = 2
     """Regions that it tells apart for the code of blink and gaze."""
+    region_attention: bool = True
+    """Whether there is region attention (ER-NeRF, section 3.3); else the signal acts alike everywhere."""
     mlp_kernel: MlpKernelName = "auto"
     """auto computes the density network in one fused Triton kernel on CUDA with mixed precision, else with torch."""
     initial_density: float = 3.0
@@ -69,15 +71,19 @@ class HeadField(nn.Module):
     ):
         super().__init__()
         self.config = config
-        width, regions = config.hidden_width, config.face_regions + config.eye_regions
+        # Without a code of their own (`SignalEncoderConfig.separate_eyes`) eyes need no regions either.
+        self.eye_regions = config.eye_regions if eyes else 0
+        width, regions = config.hidden_width, config.face_regions + self.eye_regions
+        self.num_gates = regions + 1
         self.codes = LatentCodes(len(boxes), config.latent_size)
         self.grid = ParticipantGrids(config.grid, sharing, boxes, config.encoding)
-        self.gate = nn.Sequential(nn.Linear(self.grid.out_dim, 16), nn.ReLU(), nn.Linear(16, regions + 1))
+        if config.region_attention:
+            self.gate = nn.Sequential(nn.Linear(self.grid.out_dim, 16), nn.ReLU(), nn.Linear(16, self.num_gates))
 
         self.density_input = nn.Linear(self.grid.out_dim, width, bias=False)
         self.density_code = nn.Linear(config.latent_size, width)
         self.density_face = nn.Linear(face, config.face_regions * width, bias=False)
-        self.density_eyes = nn.Linear(eyes, config.eye_regions * width, bias=False)
+        self.density_eyes = nn.Linear(eyes, self.eye_regions * width, bias=False) if eyes else None
         self.density_modulation = nn.Linear(face + eyes, self.grid.out_dim * width, bias=False)
         # Four times torch's start, so that the signal's share of the first layer is not drowned by the grid's.
         self.density_modulation.weight.data *= 4.0
@@ -89,25 +95,24 @@ class HeadField(nn.Module):
         self.colour_code = nn.Linear(config.latent_size, width)
         self.colour_direction = nn.Linear(DIRECTION_SIZE, width, bias=False)
         self.colour_face = nn.Linear(face, config.face_regions * width, bias=False)
-        self.colour_eyes = nn.Linear(eyes, config.eye_regions * width, bias=False)
+        self.colour_eyes = nn.Linear(eyes, self.eye_regions * width, bias=False) if eyes else None
         self.colour_hidden = nn.Sequential(*hidden_layers(width, config.colour_layers), nn.Linear(width, 3))
 
     def gates(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n regions"]:
         """Region attention: how much each part of the signal matters at each sample, 0 … 1; last, how much it changes
         the first layer's weights."""
+        if not self.config.region_attention:
+            return features.new_ones(features.shape[0], self.num_gates)
         return torch.sigmoid(self.gate(features))
 
     def _signal_matrices(
-        self, face_layer: nn.Linear, eyes_layer: nn.Linear, signal: HeadSignal
+        self, face_layer: nn.Linear, eyes_layer: Optional[nn.Linear], signal: HeadSignal
     ) -> Float[Tensor, "f r w"]:
         num_frames = signal.face.shape[0]
-        return torch.cat(
-            [
-                face_layer(signal.face).view(num_frames, self.config.face_regions, -1),
-                eyes_layer(signal.eyes).view(num_frames, self.config.eye_regions, -1),
-            ],
-            dim=1,
-        )
+        face = face_layer(signal.face).view(num_frames, self.config.face_regions, -1)
+        if eyes_layer is None:
+            return face
+        return torch.cat([face, eyes_layer(signal.eyes).view(num_frames, self.eye_regions, -1)], dim=1)
 
     def density(
         self, positions: Float[Tensor, "n 3"], participant: int, signal: HeadSignal, counts: Sequence[int]
@@ -166,7 +171,11 @@ class HeadField(nn.Module):
             dim=1,
         )
         per_ray = self.colour_direction(direction_encoding(directions)) + self.colour_code(appearance_code)
-        hidden = frame_matmul(torch.cat([geometry, gates[:, :-1]], dim=-1), matrices, counts) + per_ray.index_select(
-            0, rays
-        )
+        inputs = torch.cat([geometry, gates[:, :-1]], dim=-1)
+        if signal.appearance is not None:
+            # The code's layer is linear, so what a frame adds to z_app is one more input, of one, to its matrix.
+            added = signal.appearance @ self.colour_code.weight.t()
+            matrices = torch.cat([matrices, added.unsqueeze(1)], dim=1)
+            inputs = torch.cat([inputs, inputs.new_ones(inputs.shape[0], 1)], dim=-1)
+        hidden = frame_matmul(inputs, matrices, counts) + per_ray.index_select(0, rays)
         return torch.sigmoid(self.colour_hidden(hidden))

@@ -5,6 +5,7 @@ of frame f; blink and gaze reach both.
 """
 
 from dataclasses import dataclass, field
+from typing import Optional
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,6 +30,14 @@ class SignalEncoderConfig:
     """Hidden units between expression coefficients and the face code."""
     eyes_size: int = 16
     """Width of the code of blink and gaze."""
+    separate_eyes: bool = True
+    """Whether that code reaches the head as one of its own, with regions of its own (ER-NeRF, RAD-NeRF); else it is
+    mixed into the face code."""
+
+    @property
+    def eyes_code_size(self) -> int:
+        """Width of the eyes' own code; 0 where it is mixed in."""
+        return self.eyes_size if self.separate_eyes else 0
 
 
 @dataclass
@@ -38,7 +47,9 @@ class HeadSignal:
     face: Float[Tensor, "num_frames face"]
     """Code of lips, jaw, cheeks and brows: from audio or from expression."""
     eyes: Float[Tensor, "num_frames eyes"]
-    """Code of blink and gaze."""
+    """Code of blink and gaze; no columns where it is mixed into the face code."""
+    appearance: Optional[Float[Tensor, "num_frames latent"]] = None
+    """What each frame adds to z_app; None for nothing."""
 
 
 class SignalEncoder(nn.Module):
@@ -57,6 +68,8 @@ class SignalEncoder(nn.Module):
         self.eyes_net = nn.Sequential(
             nn.Linear(EYES_SIZE, config.eyes_size), nn.ReLU(), nn.Linear(config.eyes_size, config.eyes_size)
         )
+        if not config.separate_eyes:
+            self.eyes_to_face = nn.Linear(config.eyes_size, config.audio.code_size, bias=False)
 
     def forward(
         self,
@@ -80,4 +93,7 @@ class SignalEncoder(nn.Module):
         if bool(from_audio.any()):
             rows = from_audio.nonzero().squeeze(1)
             face = face.index_copy(0, rows, self.audio_net(mel, frames[rows], audible[rows]).to(face.dtype))
-        return HeadSignal(face=face, eyes=self.eyes_net(torch.cat([blink, gaze * GAZE_SCALE], dim=-1)))
+        eyes = self.eyes_net(torch.cat([blink, gaze * GAZE_SCALE], dim=-1))
+        if not self.config.separate_eyes:
+            return HeadSignal(face=face + self.eyes_to_face(eyes), eyes=eyes[:, :0])
+        return HeadSignal(face=face, eyes=eyes)

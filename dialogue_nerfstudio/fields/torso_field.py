@@ -5,7 +5,7 @@ angles (rad) and translation (m), one row a frame. Density is 1/m, colour 0 … 
 """
 
 from dataclasses import dataclass, field
-from typing import Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 import torch
 from jaxtyping import Float
@@ -113,7 +113,18 @@ class TorsoField(nn.Module):
         density = exponential_density(self.density_output(hidden)[:, 0], self.config.initial_density)
         return density, hidden, shift
 
-    def colour(self, geometry: Float[Tensor, "n width"], participant: int) -> Float[Tensor, "n 3"]:
-        """Colour of samples, from what `density` returned."""
-        _, appearance_code = self.codes.of(participant)
-        return torch.sigmoid(self.colour_output(geometry) + self.colour_code(appearance_code))
+    def colour(
+        self,
+        geometry: Float[Tensor, "n width"],
+        participant: int,
+        appearance: Optional[Float[Tensor, "n latent"]] = None,
+    ) -> Float[Tensor, "n 3"]:
+        """Colour of samples, from what `density` returned.
+
+        Args:
+            appearance: what each sample's frame adds to z_app; None for nothing.
+        """
+        _, code = self.codes.of(participant)
+        if appearance is not None:
+            code = code + appearance
+        return torch.sigmoid(self.colour_output(geometry) + self.colour_code(code))

@@ -1,12 +1,12 @@
-"""PSNR and SSIM of a rendered picture, for the full frame and for the head, the torso and the mouth.
+"""PSNR and SSIM of a rendered picture, for the full frame and for the head, the torso, the mouth and the eyes.
 
 Conventions. Pictures are RGB `[H, W, 3]` in [0, 1] without batch dimension; regions are boolean `[H, W]`, true inside.
 Protocol: torchmetrics with data range 1 (SSIM: Gaussian window 11, sigma 1.5), no ground truth pasted back; a region's
 PSNR is of the mean squared error over its pixels, a region's SSIM the mean of the full frame's SSIM map over its
 pixels. A value is always a finite number: PSNR stops at 100 dB (a mean squared error of 1e-10), and a region without a
-pixel takes the value of the region around it (mouth -> head -> full, torso -> full), while its `<region>_share` of the
-frame's pixels is then 0, so that an average over frames can be read with care. Every picture gets the same keys, as
-nerfstudio's ns-eval needs.
+pixel takes the value of the region around it (mouth, eyes -> head -> full, torso -> full), while its `<region>_share`
+of the frame's pixels is then 0, so that an average over frames can be read with care. Every picture gets the same keys,
+as nerfstudio's ns-eval needs.
 """
 
 import math
@@ -22,7 +22,7 @@ from dialogue_nerfstudio.conversation.video import HEAD, NECK, TORSO
 PSNR_LIMIT = 100.0
 """PSNR (dB) of pictures that are equal or nearly so."""
 
-SURROUNDING = {"mouth": "head", "head": "full", "torso": "full"}
+SURROUNDING = {"mouth": "head", "eyes": "head", "head": "full", "torso": "full"}
 """Where an empty region's values are taken from."""
 
 # Outer contour of the lips in MediaPipe's face mesh.
@@ -63,7 +63,8 @@ def image_metrics(
 ) -> dict[str, float]:
     """`psnr`, `ssim` of the full frame, and `psnr_<region>`, `ssim_<region>`, `<region>_share` of each region.
 
-    An empty "mouth" takes the values of "head" where that is given, any other empty region those of the full frame.
+    An empty "mouth" or "eyes" takes the values of "head" where that is given, any other empty region those of the full
+    frame.
     """
     similarity = ssim_map(predicted, target)
     values = {"full": (psnr(predicted, target), similarity.mean().item())}

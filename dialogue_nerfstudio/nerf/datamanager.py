@@ -21,7 +21,7 @@ from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIn
 from torch import Tensor
 from torch.nn import Parameter
 
-from dialogue_nerfstudio.conversation import Camera, Conversation
+from dialogue_nerfstudio.conversation import Camera, Conversation, DialogueError
 from dialogue_nerfstudio.metrics.images import LIP_CONTOUR
 from dialogue_nerfstudio.nerf.dataparser import ConversationDataParser, ConversationDataParserConfig
 from dialogue_nerfstudio.nerf.frame_store import FrameStore
@@ -55,6 +55,11 @@ class DialogueDataManagerConfig(VanillaDataManagerConfig):
     """Share drawn from the boxes of the eyes."""
     border_share: float = 0.12
     """Share drawn from where labels change: silhouette, neckline, chin. The rest falls where the person ever is."""
+    lip_stage_share: float = 0.0
+    """Share of training, at its end, in which every second step shows whole patches around the mouth and nothing else,
+    for the model's lip patch loss (RAD-NeRF's and ER-NeRF's lips stage); 0 for no such stage."""
+    lip_patch_size: int = 16
+    """Side of such a patch, pixels; a step shows as many as its rays allow."""
     cache_folder: Optional[Path] = None
     """Where resized frames are kept; None for the user's cache folder."""
 
@@ -62,8 +67,8 @@ class DialogueDataManagerConfig(VanillaDataManagerConfig):
 class DialogueDataset(InputDataset):
     """Frames of a split with their labels and face boxes, one a camera.
 
-    `image` is [height, width, 3] in 0 … 1 and `label` [height, width, 1]; `mouth_box` is a pixel box (left, top, right,
-    bottom), empty (zeros) where no face was tracked.
+    `image` is [height, width, 3] in 0 … 1 and `label` [height, width, 1]; `mouth_box` and `eyes_box` are pixel boxes
+    (left, top, right, bottom), empty (zeros) where no face was tracked.
     """
 
     def __init__(self, dataparser_outputs: DataparserOutputs, stores: List[FrameStore], regions: "List[FaceRegions]"):
@@ -89,6 +94,7 @@ class DialogueDataset(InputDataset):
         return {
             "label": labels,
             "mouth_box": torch.from_numpy(regions.mouth[frame]),
+            "eyes_box": torch.from_numpy(regions.eyes[frame]),
             "participant": participant,
             "frame": frame,
         }
@@ -171,6 +177,24 @@ class RaySampler:
         shares = np.diff(np.linspace(0, num_rays, num_frames + 1).astype(int))
         return frames, [self._pixels(int(frame), int(share)) for frame, share in zip(frames, shares, strict=True)]
 
+    def draw_patches(self, num_rays: int, side: int) -> Tuple[Int[np.ndarray, " f"], List[Int[np.ndarray, " r"]]]:
+        """Distinct frames in order, and the flat pixel numbers of one patch in each, centred somewhere in the mouth's
+        box; of frames in which a face was tracked."""
+        frames = self._train_frames[(self._regions.mouth[self._train_frames] > 0).any(axis=1)]
+        frames = np.sort(self._rng.choice(frames, min(max(1, num_rays // side**2), len(frames)), replace=False))
+        height, width = self._store.shape[1:]
+        patches = []
+        for left, top, right, bottom in self._regions.mouth[frames]:
+            column = np.clip(self._rng.integers(left, right) - side // 2, 0, width - side)
+            row = np.clip(self._rng.integers(top, bottom) - side // 2, 0, height - side)
+            patches.append(_box_pixels(np.array([column, row, column + side, row + side]), width))
+        return frames, patches
+
+    @property
+    def has_mouths(self) -> bool:
+        """Whether a mouth was tracked in any training frame."""
+        return bool((self._regions.mouth[self._train_frames] > 0).any())
+
     def _pixels(self, frame: int, num_rays: int) -> Int[np.ndarray, " r"]:
         config, rng = self._config, self._rng
         labels = self._store.labels[frame]
@@ -230,6 +254,7 @@ class DialogueDataManager(VanillaDataManager):
         **_: object,
     ):
         self.config, self.device, self.test_mode = config, device, test_mode
+        self.total_steps: Optional[int] = None
         self.world_size, self.local_rank = world_size, local_rank
         self.test_split = "test" if test_mode in ("test", "inference") else "val"
         if config.data is not None:
@@ -288,7 +313,26 @@ class DialogueDataManager(VanillaDataManager):
         self.train_count += 1
         count = min(self.config.participants_per_batch, len(self._samplers))
         chosen = np.sort(self._rng.choice(len(self._samplers), count, replace=False))
-        return self._batch([int(participant) for participant in chosen])
+        participants = [int(participant) for participant in chosen]
+        if step % 2 and self._in_lip_stage(step) and all(self._samplers[row].has_mouths for row in participants):
+            return self._patches(participants)
+        return self._batch(participants)
+
+    def _in_lip_stage(self, step: int) -> bool:
+        share = self.config.lip_stage_share
+        if share <= 0:
+            return False
+        if self.total_steps is None:
+            raise DialogueError("a lip stage at the end of training needs the datamanager's total_steps.")
+        return step >= (1.0 - share) * self.total_steps
+
+    def _patches(self, participants: List[int]) -> Tuple[RayBundle, Dict[str, Tensor]]:
+        """Patches around mouths; `patch_size` in the batch is their side."""
+        side = min(self.config.lip_patch_size, *(size for store in self._stores for size in store.shape[1:]))
+        share = self.config.train_num_rays_per_batch // len(participants)
+        draws = [self._samplers[participant].draw_patches(share, side) for participant in participants]
+        bundle, batch = self._collate(participants, [frames for frames, _ in draws], [pixels for _, pixels in draws])
+        return bundle, {**batch, "patch_size": torch.tensor(side)}
 
     def _batch(self, participants: List[int]) -> Tuple[RayBundle, Dict[str, Tensor]]:
         rays = np.diff(np.linspace(0, self.config.train_num_rays_per_batch, len(participants) + 1).astype(int))

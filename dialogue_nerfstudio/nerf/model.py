@@ -4,8 +4,10 @@ Conventions: rays are in person space (metres) of the participant they show, sor
 they are rendered. P participants, T frames of the timeline, F frames in a batch, R rays, S samples a ray.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Dict, List, Literal, Optional, Set, Tuple, Type, Union
+from pathlib import Path
+from typing import Any, ContextManager, Dict, List, Literal, Optional, Set, Tuple, Type, Union
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from dialogue_nerfstudio.conversation import DialogueError
+from dialogue_nerfstudio.fields.frame_codes import FrameCodes
 from dialogue_nerfstudio.fields.head_field import HeadField, HeadFieldConfig
 from dialogue_nerfstudio.fields.participant_grids import GridSharing
 from dialogue_nerfstudio.fields.signal_encoder import HeadSignal, SignalEncoder, SignalEncoderConfig
@@ -30,10 +33,15 @@ from dialogue_nerfstudio.nerf.dataparser import RecordedPerson
 from dialogue_nerfstudio.nerf.fast_rendering import PictureRays, RayCache, fast_outputs, fast_sources
 from dialogue_nerfstudio.nerf.losses import binary_entropy, mask_loss
 from dialogue_nerfstudio.nerf.panel import DialoguePanel
+from dialogue_nerfstudio.nerf.patch_losses import PatchLoss, PatchLossName, patch_loss
 from dialogue_nerfstudio.nerf.plates import Plates
+from dialogue_nerfstudio.nerf.pose_refinement import PoseRefinement, PoseRefinementConfig, corrected
 from dialogue_nerfstudio.nerf.signals import ConversationSignals
+from dialogue_nerfstudio.nerf.user_errors import exit_on_user_error
 from dialogue_nerfstudio.nerf.view_range import SeenViews, ViewRange
+from dialogue_nerfstudio.nerf.weight_average import WeightAverage
 from dialogue_nerfstudio.rendering.boxes import intersect_box
+from dialogue_nerfstudio.rendering.distortion import distortion
 from dialogue_nerfstudio.rendering.march import Source, march
 from dialogue_nerfstudio.rendering.occupancy import OccupancyGrid, OccupancyGridConfig
 from dialogue_nerfstudio.rendering.rays import rays_into
@@ -84,6 +92,19 @@ class DialogueModelConfig(ModelConfig):
     """Which cells of a box are evaluated at all."""
     occupancy_interval: int = 16
     """Steps between updates of the occupancy grids."""
+    signal_noise: float = 0.0
+    """In training, deviation of noise added to expression and residual, in their own deviations over the recording:
+    against reading more from a coefficient than the tracker knows."""
+    refinement: PoseRefinementConfig = field(default_factory=PoseRefinementConfig)
+    """Corrections of the tracked head poses."""
+    frame_appearance: bool = False
+    """Whether training frames have an appearance code of their own, added to z_app; all others take the codes' mean,
+    which is z_app itself (NeRF in the Wild, section 4.1)."""
+    average_decay: float = 0.0
+    """Decay a step of the moving average of the weights, which is what rendering shows; 0 for no average (RAD-NeRF and
+    ER-NeRF: 0.95)."""
+    average_interval: int = 8
+    """Steps between updates of that average."""
 
     clamp_views: bool = False
     """Whether a camera beyond what training saw (see nerf/view_range.py) is swung back to where the body is known,
@@ -102,6 +123,17 @@ class DialogueModelConfig(ModelConfig):
     """Mean region attention, so that the signal reaches only where it is needed: ER-NeRF's off-face gate norm."""
     deformation_coefficient: float = 1e-3
     """Squared length of the torso's deformation, in box halves, against drift of the canonical torso; ours."""
+    distortion_coefficient: float = 0.0
+    """Distortion of a ray's weights, metres: Mip-NeRF 360, equation 15."""
+    appearance_coefficient: float = 1e-3
+    """Mean squared appearance codes of frames, so that they hold only what z_app cannot."""
+    lip_patch_coefficient: float = 0.02
+    """The loss of lip patches, where the datamanager draws any (`lip_stage_share`)."""
+    lip_patch_loss: PatchLossName = "edges"
+    """edges: gradients at several scales and SSIM, without weights; lpips: AlexNet's features, as RAD-NeRF and ER-NeRF
+    have it."""
+    lpips_weights: Optional[Path] = None
+    """File of AlexNet's weights as torchvision publishes them, for lpips."""
 
 
 @dataclass
@@ -114,6 +146,8 @@ class FrameConditions:
     translation: Float[Tensor, "F 3"]
     et: Float[Tensor, "F pose"]
     """Euler angles and translation, scaled to about [−½, ½] over the frames of training, now and lately."""
+    correction: Optional[Float[Tensor, "F 6"]] = None
+    """What pose refinement changed, already in rotation and translation; None without refinement."""
 
 
 class DialogueModel(Model):
@@ -149,7 +183,7 @@ class DialogueModel(Model):
             self.config.grid_sharing,
             head_boxes,
             self.config.signals.audio.code_size,
-            self.config.signals.eyes_size,
+            self.config.signals.eyes_code_size,
         )
         self.torso_field = TorsoField(self.config.torso, self.config.grid_sharing, torso_boxes)
 
@@ -172,6 +206,22 @@ class DialogueModel(Model):
             "residual_scale", signals.residual[:, train_frames].std(dim=1, unbiased=False).clamp_min(1e-3)
         )
         self.trained_drives: Set[str] = set()
+        trained = torch.zeros(self.num_frames, dtype=torch.bool)
+        trained[train_frames] = True
+        if self.config.refinement.enabled:
+            self.pose_refinement = PoseRefinement(
+                self.config.refinement, len(people), trained, et.shape[-1] + signals.expression.shape[-1]
+            )
+        if self.config.frame_appearance:
+            if self.config.head.latent_size != self.config.torso.latent_size:
+                raise DialogueError(
+                    "frame appearance adds to the latent codes of head and torso alike; give both the same latent-size."
+                )
+            self.appearance_codes = FrameCodes(len(people), trained, self.config.head.latent_size)
+        # In a tuple, out of nn.Module's sight: LPIPS is no part of the avatars, nor of their checkpoints.
+        self._patch_loss: Tuple[PatchLoss, ...] = ()
+        if self.config.average_decay > 0:
+            self.weight_average = WeightAverage(list(self.parameters()))
         self.seen_views = SeenViews(
             [
                 ViewRange.of(
@@ -294,20 +344,31 @@ class DialogueModel(Model):
         if self.training and self.config.drive == "role" and self.config.drive_dropout > 0:
             from_audio = from_audio & (torch.rand(len(frames), device=frames.device) >= self.config.drive_dropout)
         self._check_trained(from_audio)
+        expression = (self.signal_expression[participant, frames] - self.expression_mean) / self.expression_scale
+        expression = expression.clamp(-5.0, 5.0)
+        residual = self.signal_residual[participant, frames] / self.residual_scale[participant]
+        if self.training and self.config.signal_noise > 0:
+            expression = expression + self.config.signal_noise * torch.randn_like(expression)
+            residual = residual + self.config.signal_noise * torch.randn_like(residual)
         signal = self.signal_encoder(
             participant,
             frames,
             from_audio,
             audible,
             self.signal_mel,
-            ((self.signal_expression[participant, frames] - self.expression_mean) / self.expression_scale).clamp(
-                -5.0, 5.0
-            ),
-            self.signal_residual[participant, frames] / self.residual_scale[participant],
+            expression,
+            residual,
             self.signal_blink[participant, frames],
             self.signal_gaze[participant, frames],
         )
         et = self._scaled_pose(participant, frames)
+        rotation, translation = self.signal_rotation[participant, frames], self.signal_translation[participant, frames]
+        correction = None
+        if self.config.refinement.enabled:
+            correction = self.pose_refinement(participant, frames, torch.cat([et, expression], dim=-1))
+            rotation, translation = corrected(rotation, translation, correction)
+        if self.config.frame_appearance and self.training:
+            signal.appearance = self.appearance_codes(participant, frames)
         history = self.config.torso.pose_history
         if history > 0:
             past = (frames.unsqueeze(1) - torch.arange(history // 3, history + 1, device=frames.device)).clamp_min(0)
@@ -315,9 +376,10 @@ class DialogueModel(Model):
         return FrameConditions(
             participant=participant,
             signal=signal,
-            rotation=self.signal_rotation[participant, frames],
-            translation=self.signal_translation[participant, frames],
+            rotation=rotation,
+            translation=translation,
             et=et,
+            correction=correction,
         )
 
     def _scaled_pose(self, participant: int, frames: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch 6"]:
@@ -376,10 +438,23 @@ class DialogueModel(Model):
             reach = marched.light_reach(self.config.light_threshold)
             for source in sources:
                 source.occupancy.mark_visible(source.origins, source.directions, reach)
-            regularised["spread"] = sum(
-                (weights * (samples.t - marched.composite.depth.detach()[samples.rays]).square()).sum()
-                for samples, weights in zip(marched.samples, marched.composite.weights, strict=True)
-            ) / len(origins)
+            if self.config.spread_coefficient > 0:
+                regularised["spread"] = sum(
+                    (weights * (samples.t - marched.composite.depth.detach()[samples.rays]).square()).sum()
+                    for samples, weights in zip(marched.samples, marched.composite.weights, strict=True)
+                ) / len(origins)
+            if self.config.distortion_coefficient > 0:
+                regularised["distortion"] = distortion(
+                    [samples.rays for samples in marched.samples],
+                    [samples.t for samples in marched.samples],
+                    [samples.delta for samples in marched.samples],
+                    marched.composite.weights,
+                    len(origins),
+                )
+            if conditions.correction is not None:
+                regularised["correction_squared"] = conditions.correction.square().mean()
+            if conditions.signal.appearance is not None:
+                regularised["appearance_squared"] = conditions.signal.appearance.square().mean()
         seen = marched.composite
         remaining = 1.0 - seen.accumulation
         return {
@@ -417,7 +492,7 @@ class DialogueModel(Model):
             return self.head_field.colour(*geometry, head_directions, rays, participant, signal, counts)
 
         occupancy = self.head_occupancy[participant]
-        near, far = self._interval(occupancy, head_origins, head_directions)
+        near, far = self._interval(occupancy, head_origins.detach(), head_directions.detach())
         return Source(head_origins, head_directions, near, far, self.config.head_samples, density, colour, occupancy)
 
     def _torso_source(
@@ -438,8 +513,11 @@ class DialogueModel(Model):
                 regularised["shift_squared"] = shift.square().sum(dim=-1).mean()
             return value, (geometry,)
 
-        def colour(geometry: Tuple[Tensor, ...], _: Tensor, __: Tensor) -> Tensor:
-            return self.torso_field.colour(*geometry, participant)
+        def colour(geometry: Tuple[Tensor, ...], _: Tensor, rays: Tensor) -> Tensor:
+            appearance = conditions.signal.appearance
+            if appearance is not None:
+                appearance = appearance.index_select(0, ray_frames.index_select(0, rays))
+            return self.torso_field.colour(*geometry, participant, appearance)
 
         occupancy = self.torso_occupancy[participant]
         near, far = self._interval(occupancy, origins, directions)
@@ -613,13 +691,58 @@ class DialogueModel(Model):
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> List[TrainingCallback]:
+        with exit_on_user_error():
+            # Now, not when the lip stage begins: a missing file should end training before it starts.
+            _ = self.patch_loss
         return [
             TrainingCallback(
                 [TrainingCallbackLocation.AFTER_TRAIN_ITERATION],
                 self.update_occupancy,
                 update_every_num_iters=self.config.occupancy_interval,
-            )
+            ),
+            TrainingCallback(
+                [TrainingCallbackLocation.AFTER_TRAIN_ITERATION],
+                self.update_average,
+                update_every_num_iters=self.config.average_interval,
+            ),
         ]
+
+    @property
+    def patch_loss(self) -> PatchLoss:
+        """The loss of lip patches, made when training begins: rendering needs no perceptual weights.
+
+        Raises:
+            DialogueError: it needs weights that are missing.
+        """
+        if not self._patch_loss:
+            loss = patch_loss(self.config.lip_patch_loss, self.config.lpips_weights)
+            self._patch_loss = (loss.to(self.device) if isinstance(loss, nn.Module) else loss,)
+        return self._patch_loss[0]
+
+    def update_average(self, step: int) -> None:
+        """Takes the weights of now into their moving average, if there is one."""
+        if self.config.average_decay > 0:
+            self.weight_average.update(self.config.average_decay**self.config.average_interval)
+
+    def train(self, mode: bool = True) -> "DialogueModel":
+        """As for any module; where weights are averaged, evaluation shows the average."""
+        super().train(mode)
+        if "weight_average" in self._modules:
+            self.weight_average.show(not mode)
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Dict[str, Any]:
+        """As for any module; the weights and their average, whichever of both is shown."""
+        with self._weights_in_place():
+            return super().state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As for any module."""
+        with self._weights_in_place():
+            return super().load_state_dict(*args, **kwargs)
+
+    def _weights_in_place(self) -> ContextManager[None]:
+        return self.weight_average.hidden() if "weight_average" in self._modules else nullcontext()
 
     @torch.no_grad()
     def carve(self, participant: int, head: Bool[Tensor, " cells"], torso: Bool[Tensor, " cells"]) -> None:
@@ -673,17 +796,28 @@ class DialogueModel(Model):
             losses["gate"] = config.gate_coefficient * outputs["gate_mean"]
         if "shift_squared" in outputs and config.deformation_coefficient > 0:
             losses["deformation"] = config.deformation_coefficient * outputs["shift_squared"]
+        for name, quantity, coefficient in (
+            ("distortion", "distortion", config.distortion_coefficient),
+            ("refinement", "correction_squared", config.refinement.coefficient),
+            ("appearance", "appearance_squared", config.appearance_coefficient),
+        ):
+            if quantity in outputs and coefficient > 0:
+                losses[name] = coefficient * outputs[quantity]
+        if (side := int(batch.get("patch_size", 0))) > 0:
+            patches = [colours.view(-1, side, side, 3) for colours in (outputs["rgb"], image)]
+            losses["lip_patches"] = config.lip_patch_coefficient * self.patch_loss(*patches)
         return losses
 
     @torch.no_grad()
     def get_image_metrics_and_images(
         self, outputs: Dict[str, Tensor], batch: Dict[str, Any]
     ) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
-        """PSNR and SSIM of the full frame, head, torso and mouth (see metrics/images.py), and pictures for the log."""
+        """PSNR and SSIM of the full frame and its regions (see metrics/images.py), and pictures for the log."""
         image, rgb = batch["image"].to(self.device), outputs["rgb"].clamp(0.0, 1.0)
         labels = batch["label"].squeeze(-1)
         regions = label_regions(labels)
-        regions["mouth"] = _box_mask(batch["mouth_box"], *labels.shape)
+        for name in ("mouth", "eyes"):
+            regions[name] = _box_mask(batch[f"{name}_box"], *labels.shape)
         metrics = image_metrics(rgb.cpu(), image.cpu(), {name: region.cpu() for name, region in regions.items()})
         images = {
             "image": torch.cat([image, rgb, (4.0 * (image - rgb).abs()).clamp(0.0, 1.0)], dim=1),

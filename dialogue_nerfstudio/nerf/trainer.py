@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional, Tuple, Type
+from typing import Literal, Optional, Tuple, Type
 
 import torch
 from nerfstudio.engine.optimizers import AdamOptimizerConfig, Optimizers
@@ -63,6 +63,10 @@ class DialogueTrainerConfig(TrainerConfig):
 
 class DialogueTrainer(Trainer):
     """See the module's sentence."""
+
+    def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
+        super().setup(test_mode)
+        getattr(self.pipeline, "module", self.pipeline).datamanager.total_steps = self.config.max_num_iterations
 
     def setup_optimizers(self) -> Optimizers:
         for group in self.config.optimizers.values():
