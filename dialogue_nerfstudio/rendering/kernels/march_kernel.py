@@ -162,19 +162,33 @@ def _take_next(typing_context, counter):
 
 @intrinsic
 @no_type_check
-def _pair_at(typing_context, address, at):
-    """Two neighbouring float32 numbers, from a table given by its address."""
-    pair = types.UniTuple(types.float32, 2)
+def _corner_pairs(typing_context, address, index, weight, at):
+    """Σ over 8 corners of weight · the pair of float32 numbers at index, corner c's at `at` + c · BLOCK, from a table
+    given by its address. A pair is one load and one multiplication, which LLVM does not see by itself."""
+    pair = ir.VectorType(ir.FloatType(), 2)
+    signature = types.UniTuple(types.float32, 2)(types.int64, index, weight, types.uintp)
 
     def generate(context, builder, sig, arguments):
-        base = builder.inttoptr(arguments[0], ir.FloatType().as_pointer())
-        values = [
-            builder.load(builder.gep(base, [builder.add(arguments[1], ir.Constant(ir.IntType(64), offset))]))
-            for offset in (0, 1)
-        ]
-        return context.make_tuple(builder, sig.return_type, values)
+        base = builder.inttoptr(arguments[0], pair.as_pointer())
+        index_data = arrayobj.make_array(sig.args[1])(context, builder, value=arguments[1]).data
+        weight_data = arrayobj.make_array(sig.args[2])(context, builder, value=arguments[2]).data
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), 2), [0, 0])
+        undefined = ir.Constant(pair, ir.Undefined)
+        sums = [None, None]
+        for corner in range(8):
+            place = builder.add(arguments[3], ir.Constant(ir.IntType(64), corner * BLOCK))
+            entry = builder.zext(builder.load(builder.gep(index_data, [place])), ir.IntType(64))
+            values = builder.load(builder.gep(base, [entry]), align=4)
+            number = builder.load(builder.gep(weight_data, [place]))
+            number = builder.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0))
+            product = builder.fmul(builder.shuffle_vector(number, undefined, mask), values, flags=("contract",))
+            half = corner % 2
+            sums[half] = product if sums[half] is None else builder.fadd(sums[half], product, flags=("contract",))
+        total = builder.fadd(sums[0], sums[1])
+        parts = [builder.extract_element(total, ir.Constant(ir.IntType(32), f)) for f in (0, 1)]
+        return context.make_tuple(builder, sig.return_type, parts)
 
-    return pair(types.int64, types.int64), generate
+    return signature, generate
 
 
 @intrinsic
@@ -189,7 +203,7 @@ def _number_at(typing_context, address, at):
     return types.float32(types.int64, types.int64), generate
 
 
-@njit(fastmath=FAST, inline="always")
+@njit(fastmath=FAST, error_model="numpy", inline="always")
 @no_type_check
 def _exp(x):
     """exp to 2e-7 relative, in plain arithmetic that LLVM vectorises; x is clamped to ±87."""
@@ -207,7 +221,7 @@ def _exp(x):
     return p * _float_of_bits((whole + np.int32(127)) << np.int32(23))
 
 
-@njit(fastmath=FAST, inline="always")
+@njit(fastmath=FAST, error_model="numpy", inline="always")
 @no_type_check
 def _sin_turns(turns):
     """sin 2πx to 3e-7, for |x| of at most some thousands."""
@@ -227,15 +241,17 @@ def _sin_turns(turns):
 # Programs -------------------------------------------------------------------------------------------------------------
 
 
-@njit(fastmath=FAST)
+@njit(fastmath=FAST, error_model="numpy")
 @no_type_check
 def _grid_level(
     scratch, position, out, num_features, scale, table, offset, size, hashed, stride_y, stride_z, index, weight
 ):
     """One level of a hash grid for a block: first all corners' places and weights, then the look-ups."""
     mask, wrap, sy, sz = np.uint32(size - 1), np.uint32(size), np.uint32(stride_y), np.uint32(stride_z)
-    x_at, y_at, z_at = position * BLOCK, (position + 1) * BLOCK, (position + 2) * BLOCK
-    for p in range(BLOCK):
+    # Unsigned throughout, because numba checks signed indices for Python's counting from the end.
+    x_at, y_at = np.uintp(position * BLOCK), np.uintp((position + 1) * BLOCK)
+    z_at = np.uintp((position + 2) * BLOCK)
+    for p in range(np.uintp(BLOCK)):
         x = min(max(scratch[x_at + p], ZERO), ONE) * scale + HALF
         y = min(max(scratch[y_at + p], ZERO), ONE) * scale + HALF
         z = min(max(scratch[z_at + p], ZERO), ONE) * scale + HALF
@@ -245,54 +261,50 @@ def _grid_level(
         x1, y1, z1 = x0 + np.uint32(1), y0 + sy, z0 + sz
         if hashed:
             index[p] = (x0 ^ y0 ^ z0) & mask
-            index[BLOCK + p] = (x1 ^ y0 ^ z0) & mask
-            index[2 * BLOCK + p] = (x0 ^ y1 ^ z0) & mask
-            index[3 * BLOCK + p] = (x1 ^ y1 ^ z0) & mask
-            index[4 * BLOCK + p] = (x0 ^ y0 ^ z1) & mask
-            index[5 * BLOCK + p] = (x1 ^ y0 ^ z1) & mask
-            index[6 * BLOCK + p] = (x0 ^ y1 ^ z1) & mask
-            index[7 * BLOCK + p] = (x1 ^ y1 ^ z1) & mask
+            index[p + np.uintp(BLOCK)] = (x1 ^ y0 ^ z0) & mask
+            index[p + np.uintp(2 * BLOCK)] = (x0 ^ y1 ^ z0) & mask
+            index[p + np.uintp(3 * BLOCK)] = (x1 ^ y1 ^ z0) & mask
+            index[p + np.uintp(4 * BLOCK)] = (x0 ^ y0 ^ z1) & mask
+            index[p + np.uintp(5 * BLOCK)] = (x1 ^ y0 ^ z1) & mask
+            index[p + np.uintp(6 * BLOCK)] = (x0 ^ y1 ^ z1) & mask
+            index[p + np.uintp(7 * BLOCK)] = (x1 ^ y1 ^ z1) & mask
         else:
             # Only the shifted last half cell overruns, by less than one grid.
             i = x0 + y0 + z0
             index[p] = i - wrap if i >= wrap else i
             i = x1 + y0 + z0
-            index[BLOCK + p] = i - wrap if i >= wrap else i
+            index[p + np.uintp(BLOCK)] = i - wrap if i >= wrap else i
             i = x0 + y1 + z0
-            index[2 * BLOCK + p] = i - wrap if i >= wrap else i
+            index[p + np.uintp(2 * BLOCK)] = i - wrap if i >= wrap else i
             i = x1 + y1 + z0
-            index[3 * BLOCK + p] = i - wrap if i >= wrap else i
+            index[p + np.uintp(3 * BLOCK)] = i - wrap if i >= wrap else i
             i = x0 + y0 + z1
-            index[4 * BLOCK + p] = i - wrap if i >= wrap else i
+            index[p + np.uintp(4 * BLOCK)] = i - wrap if i >= wrap else i
             i = x1 + y0 + z1
-            index[5 * BLOCK + p] = i - wrap if i >= wrap else i
+            index[p + np.uintp(5 * BLOCK)] = i - wrap if i >= wrap else i
             i = x0 + y1 + z1
-            index[6 * BLOCK + p] = i - wrap if i >= wrap else i
+            index[p + np.uintp(6 * BLOCK)] = i - wrap if i >= wrap else i
             i = x1 + y1 + z1
-            index[7 * BLOCK + p] = i - wrap if i >= wrap else i
+            index[p + np.uintp(7 * BLOCK)] = i - wrap if i >= wrap else i
         w11 = fx * fy
         w10, w01 = fx - w11, fy - w11
         w00 = ONE - fx - w01
         nearer = ONE - fz
         weight[p] = w00 * nearer
-        weight[BLOCK + p] = w10 * nearer
-        weight[2 * BLOCK + p] = w01 * nearer
-        weight[3 * BLOCK + p] = w11 * nearer
-        weight[4 * BLOCK + p] = w00 * fz
-        weight[5 * BLOCK + p] = w10 * fz
-        weight[6 * BLOCK + p] = w01 * fz
-        weight[7 * BLOCK + p] = w11 * fz
+        weight[p + np.uintp(BLOCK)] = w10 * nearer
+        weight[p + np.uintp(2 * BLOCK)] = w01 * nearer
+        weight[p + np.uintp(3 * BLOCK)] = w11 * nearer
+        weight[p + np.uintp(4 * BLOCK)] = w00 * fz
+        weight[p + np.uintp(5 * BLOCK)] = w10 * fz
+        weight[p + np.uintp(6 * BLOCK)] = w01 * fz
+        weight[p + np.uintp(7 * BLOCK)] = w11 * fz
     if num_features == 2:
         base = table + 8 * offset
-        for p in range(BLOCK):
-            first, second = ZERO, ZERO
-            for corner in range(8):
-                at = corner * BLOCK + p
-                a, b = _pair_at(base, np.int64(index[at]) * 2)
-                first += weight[at] * a
-                second += weight[at] * b
-            scratch[out * BLOCK + p] = first
-            scratch[(out + 1) * BLOCK + p] = second
+        out_at = np.uintp(out * BLOCK)
+        for p in range(np.uintp(BLOCK)):
+            first, second = _corner_pairs(base, index, weight, p)
+            scratch[out_at + p] = first
+            scratch[out_at + np.uintp(BLOCK) + p] = second
     else:
         base = table + 4 * num_features * offset
         for f in range(num_features):
@@ -304,7 +316,52 @@ def _grid_level(
                 scratch[(out + f) * BLOCK + p] = value
 
 
-@njit(fastmath=FAST)
+@njit(fastmath=FAST, error_model="numpy")
+@no_type_check
+def _run_pointwise(operation, first, count, out, num_out, weights, at, scratch):
+    """The instructions that are one loop over points; places are unsigned."""
+    block = np.uintp(BLOCK)
+    if operation == SIGMOID:
+        for p in range(first, first + count * block):
+            scratch[p] = ONE / (ONE + _exp(-scratch[p]))
+    elif operation == CLAMP:
+        for p in range(first, first + count * block):
+            scratch[p] = min(max(scratch[p], ZERO), ONE)
+    elif operation == MULTIPLY:
+        by = np.uintp(num_out) * block
+        for row in range(count):
+            for p in range(block):
+                scratch[out + row * block + p] = scratch[first + row * block + p] * scratch[by + p]
+    elif operation == FREQUENCY:
+        for p in range(np.uintp(3) * block):
+            x = scratch[first + p]
+            scratch[out + p] = x
+            scratch[out + np.uintp(3) * block + p] = _sin_turns(HALF * x)
+            scratch[out + np.uintp(6) * block + p] = _sin_turns(HALF * x + np.float32(0.25))
+        for octave in range(1, num_out):
+            below = out + np.uintp(6 * octave - 3) * block
+            for p in range(np.uintp(3) * block):
+                sine, cosine = scratch[below + p], scratch[below + np.uintp(3) * block + p]
+                scratch[below + np.uintp(6) * block + p] = TWO * sine * cosine
+                scratch[below + np.uintp(9) * block + p] = ONE - TWO * sine * sine
+    elif operation == EXPONENTIAL:
+        scale = weights[at]
+        for p in range(block):
+            scratch[out + p] = scale * _exp(min(max(scratch[first + p], np.float32(-12.0)), np.float32(9.0)))
+    elif operation == DIRECTION:
+        for p in range(block):
+            x, y, z = scratch[first + p], scratch[first + block + p], scratch[first + np.uintp(2) * block + p]
+            scratch[out + p] = x
+            scratch[out + block + p] = y
+            scratch[out + np.uintp(2) * block + p] = z
+            scratch[out + np.uintp(3) * block + p] = x * y
+            scratch[out + np.uintp(4) * block + p] = y * z
+            scratch[out + np.uintp(5) * block + p] = x * z
+            scratch[out + np.uintp(6) * block + p] = x * x - y * y
+            scratch[out + np.uintp(7) * block + p] = np.float32(3.0) * z * z - ONE
+
+
+@njit(fastmath=FAST, error_model="numpy")
 @no_type_check
 def _run_program(instructions, start, stop, weights, scratch, index, corner_weight):
     """Runs instructions start … stop on one block."""
@@ -326,47 +383,14 @@ def _run_program(instructions, start, stop, weights, scratch, index, corner_weig
                 instructions[i, 7], instructions[i, 8], instructions[i, 9] != 0, instructions[i, 10],
                 instructions[i, 11], index, corner_weight,
             )  # fmt: skip
-        elif operation == SIGMOID:
-            for p in range(first, first + count * BLOCK):
-                scratch[p] = ONE / (ONE + _exp(-scratch[p]))
-        elif operation == CLAMP:
-            for p in range(first, first + count * BLOCK):
-                scratch[p] = min(max(scratch[p], ZERO), ONE)
-        elif operation == MULTIPLY:
-            by = num_out * BLOCK
-            for row in range(count):
-                for p in range(BLOCK):
-                    scratch[out + row * BLOCK + p] = scratch[first + row * BLOCK + p] * scratch[by + p]
-        elif operation == FREQUENCY:
-            for p in range(3 * BLOCK):
-                x = scratch[first + p]
-                sine, cosine = _sin_turns(HALF * x), _sin_turns(HALF * x + np.float32(0.25))
-                scratch[out + p] = x
-                for octave in range(num_out):
-                    scratch[out + (6 * octave + 3) * BLOCK + p] = sine
-                    scratch[out + (6 * octave + 6) * BLOCK + p] = cosine
-                    sine, cosine = TWO * sine * cosine, ONE - TWO * sine * sine
-        elif operation == EXPONENTIAL:
-            for p in range(BLOCK):
-                x = min(max(scratch[first + p], np.float32(-12.0)), np.float32(9.0))
-                scratch[out + p] = weights[at] * _exp(x)
-        elif operation == DIRECTION:
-            for p in range(BLOCK):
-                x, y, z = scratch[first + p], scratch[first + BLOCK + p], scratch[first + 2 * BLOCK + p]
-                scratch[out + p] = x
-                scratch[out + BLOCK + p] = y
-                scratch[out + 2 * BLOCK + p] = z
-                scratch[out + 3 * BLOCK + p] = x * y
-                scratch[out + 4 * BLOCK + p] = y * z
-                scratch[out + 5 * BLOCK + p] = x * z
-                scratch[out + 6 * BLOCK + p] = x * x - y * y
-                scratch[out + 7 * BLOCK + p] = np.float32(3.0) * z * z - ONE
+        else:
+            _run_pointwise(operation, np.uintp(first), np.uintp(count), np.uintp(out), num_out, weights, at, scratch)
 
 
 # Rays -----------------------------------------------------------------------------------------------------------------
 
 
-@njit(fastmath=FAST)
+@njit(fastmath=FAST, error_model="numpy")
 @no_type_check
 def _carry(transform, origins, directions, ray):
     """A ray in a source's space: x ↦ Rᵀ (x − t), transform [3, 4] = (R ‖ t)."""
@@ -384,7 +408,7 @@ def _carry(transform, origins, directions, ray):
     )
 
 
-@njit(fastmath=FAST)
+@njit(fastmath=FAST, error_model="numpy")
 @no_type_check
 def _slab(origin, direction, low, high, near, far):
     if abs(direction) < np.float32(1e-12):
@@ -394,7 +418,7 @@ def _slab(origin, direction, low, high, near, far):
     return max(near, min(a, b)), min(far, max(a, b))
 
 
-@njit(fastmath=FAST)
+@njit(fastmath=FAST, error_model="numpy")
 @no_type_check
 def _occupied(occupancy, resolution, sx, sy, sz, kx, ky, kz, t):
     top = np.float32(resolution - 1)
@@ -404,7 +428,7 @@ def _occupied(occupancy, resolution, sx, sy, sz, kx, ky, kz, t):
     return occupancy[x + resolution * (y + resolution * z)]
 
 
-@njit(parallel=True, nogil=True, cache=True, fastmath=FAST, boundscheck=False)
+@njit(parallel=True, nogil=True, cache=True, fastmath=FAST, error_model="numpy")
 @no_type_check
 def find_samples(
     origins, directions, transforms, boxes, occupancies, resolution, num_samples, near_out, width_out, live
@@ -456,7 +480,7 @@ def find_samples(
             near_out[s, ray], width_out[s, ray], live[s, ray] = start, width, bits
 
 
-@njit(fastmath=FAST)
+@njit(fastmath=FAST, error_model="numpy")
 @no_type_check
 def _colour_block(
     count, source, begins, layout, instructions, weights, scratch, index, corner_weight, rays, weight, light
@@ -472,7 +496,7 @@ def _colour_block(
         light[ray, 3] += w
 
 
-@njit(parallel=True, nogil=True, cache=True, fastmath=FAST, boundscheck=False)
+@njit(parallel=True, nogil=True, cache=True, fastmath=FAST, error_model="numpy")
 @no_type_check
 def march_rays(
     origins, directions, transforms, rays, near, width, live, begins, layout, instructions, weights, num_rows,
