@@ -1,91 +1,189 @@
-"""Trains one conversation's avatars and prints, as JSON, quality on held-out frames, speed and memory.
+"""Trains avatars and measures it: iterations/s, seconds to a quality on held-out frames, memory, against baselines.
 
-    python benchmarks/avatar.py data/anchor --drive expression --iterations 2000
+    python benchmarks/avatar.py data/anchor --drive expression --iterations 1000
+
+Seconds count from the second training step on, without the evaluations in between; loading and compiling come before.
+The baselines, in the same run, are training with the torch kernel of the hash grid and training without culling any
+sample: they compute the same steps, so the ratio of their step times is the ratio of the times to any quality.
 """
 
-import json
-import resource
-import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Any, Literal, Optional
 
 import torch
 import tyro
+from common import (
+    TrainingLoop,
+    conversation_or_sample,
+    device,
+    held_out_psnr,
+    interleaved_seconds,
+    peak_memory,
+    report,
+    synchronise,
+)
 
 from dialogue_nerfstudio.cli.training import measure_held_out, train_avatars
 from dialogue_nerfstudio.nerf.load import load_pipeline_for_rendering
+from dialogue_nerfstudio.nerf.trainer import DialogueTrainerConfig
 
 
 @dataclass
 class AvatarBenchmark:
-    """Measure training and rendering of avatars."""
+    """Measure the training of avatars."""
 
-    conversation: tyro.conf.Positional[Path]
-    """A conversation folder."""
+    conversation: tyro.conf.Positional[Optional[Path]] = None
+    """A conversation folder; a simulated one if not given."""
     drive: Literal["role", "audio", "expression"] = "role"
     """What moves faces."""
     iterations: int = 3000
     """Training steps; the learning rate decays over them."""
     resolution: Optional[int] = None
     """Pixels; the default of the device if not given."""
-    render_frames: int = 40
-    """Frames rendered to time rendering."""
+    target: float = 32.0
+    """dB of mean full-frame PSNR on held-out frames whose time is to be found."""
+    evaluate_every: int = 50
+    """Steps between evaluations, from `evaluate_from` on, until the target is reached; their time does not count."""
+    evaluate_from: int = 400
+    """First step after which to evaluate."""
+    eval_frames: Optional[int] = 24
+    """Held-out frames of an evaluation, evenly spread; all if None. The last one is always of all."""
+    baseline_steps: int = 12
+    """Steps that each baseline is timed over; 0 leaves them out."""
+    threads: Optional[int] = None
+    """torch and numba threads; all cores if not given."""
     seed: int = 0
     """Of everything random."""
     keep: Optional[Path] = None
     """Folder to keep the trained avatars in."""
+    sample_seconds: float = 12.0
+    """Length of the simulated conversation."""
 
 
-def frames_per_second(pipeline, count: int) -> float:
-    """Whole frames of the first participant, through the same call as `ns-render`; the median over `count`."""
-    loader = pipeline.datamanager.fixed_indices_eval_dataloader
-    cameras = [loader.get_camera(index % len(loader))[0] for index in range(count)]
-    seconds = []
-    for camera in cameras:
-        start = time.perf_counter()
-        pipeline.model.get_outputs_for_camera(camera)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return 1.0 / statistics.median(seconds)
+class Stopwatch:
+    """Follows a training: its time without evaluations, and the first evaluation that reaches the target."""
+
+    def __init__(self, options: AvatarBenchmark) -> None:
+        self._options = options
+        self._mark: Optional[float] = None
+        self.seconds = 0.0
+        self.steps = 0
+        self.reached: Optional[dict[str, Any]] = None
+        self.curve: list[dict[str, float]] = []
+
+    def __call__(self, pipeline: Any, step: int) -> None:
+        """After every step; `step` counts from 1."""
+        options = self._options
+        synchronise()
+        now = time.perf_counter()
+        if self._mark is not None:
+            self.seconds += now - self._mark
+            self.steps += 1
+        due = step >= options.evaluate_from and (step - options.evaluate_from) % options.evaluate_every == 0
+        if due and self.reached is None:
+            psnr = held_out_psnr(pipeline, options.eval_frames)
+            if psnr >= options.target:
+                # A selection of frames may flatter: the target counts when all of them together reach it.
+                psnr = held_out_psnr(pipeline)
+            self.curve.append({"step": step, "seconds": self.seconds, "psnr": psnr})
+            if psnr >= options.target:
+                self.reached = self.curve[-1]
+        self._mark = time.perf_counter()
 
 
-def main(options: AvatarBenchmark) -> None:
+def baseline_steps(options: AvatarBenchmark, data: Path) -> dict[str, float]:
+    """Median seconds of a step of this configuration, with the torch kernel, and without culling."""
+    loops: dict[str, TrainingLoop] = {}
+
+    def configured(kernel: str, cull: bool) -> Callable[[DialogueTrainerConfig], None]:
+        def change(config: DialogueTrainerConfig) -> None:
+            config.pipeline.datamanager.dataparser.resolution = options.resolution or (
+                config.pipeline.datamanager.dataparser.resolution
+            )
+            model = config.pipeline.model
+            model.drive = options.drive
+            model.head.grid.kernel = model.torso.grid.kernel = kernel
+            if not cull:
+                model.occupancy.updates_to_forget, model.occupancy.density_threshold = 0, -1.0
+
+        return change
+
+    for name, kernel, cull in (("ours", "auto", True), ("torch_kernel", "torch", True), ("no_culling", "auto", False)):
+        loops[name] = TrainingLoop(data, 1000, configured(kernel, cull))
+        if not cull:
+            model = loops[name].pipeline.model
+            for participant in range(len(model.participant_ids)):
+                # Not even the visual hull.
+                everything = torch.ones_like(model.head_hull[participant])
+                model.carve(participant, everything, everything)
+                model.head_occupancy[participant].occupied.fill_(True)
+                model.torso_occupancy[participant].occupied.fill_(True)
+    # Culling needs some updates of the occupancy grids before it is what training sees most of the time.
+    for loop in loops.values():
+        for _ in range(min(200, 5 * options.baseline_steps)):
+            loop.step()
+    return interleaved_seconds({name: loop.step for name, loop in loops.items()}, options.baseline_steps)
+
+
+def measure(options: AvatarBenchmark) -> dict[str, Any]:
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    data = conversation_or_sample(options.conversation, options.sample_seconds)
+    watch = Stopwatch(options)
     with tempfile.TemporaryDirectory() as scratch:
-        steps = []
-
-        def note(_: str, done: float, __: float) -> None:
-            steps.append((done, time.perf_counter()))
-
         config_path = train_avatars(
-            options.conversation,
+            data,
             options.keep or Path(scratch),
             options.iterations,
             options.seed,
             options.resolution,
-            note,
-            options.drive,
+            drive=options.drive,
+            watch=watch,
         )
-        # From the first finished step on: what comes before is loading and compiling.
-        (first, begun), (last, ended) = steps[0], steps[-1]
-        training_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        memory = peak_memory()
         _, pipeline = load_pipeline_for_rendering(config_path)
-        figures = {
-            "conversation": str(options.conversation),
+        figures: dict[str, Any] = {
+            "conversation": data,
             "drive": options.drive,
-            "device": str(pipeline.device),
+            "device": device(),
             "threads": torch.get_num_threads(),
             "iterations": options.iterations,
-            "training_seconds": ended - begun,
-            "iterations_per_second": (last - first) / (ended - begun),
-            "peak_resident_gib_while_training": training_memory,
-            "frames_per_second": frames_per_second(pipeline, options.render_frames),
+            "training_seconds": watch.seconds,
+            "iterations_per_second": watch.steps / watch.seconds,
+            "target_db": options.target,
+            "target_reached": watch.reached,
+            "curve": watch.curve,
+            "peak_mib_while_training": memory,
             "participants": measure_held_out(pipeline),
         }
-    print(json.dumps(figures, indent=2))
+    if options.baseline_steps:
+        seconds = baseline_steps(options, data)
+        figures["step_milliseconds"] = {name: 1e3 * value for name, value in seconds.items()}
+        figures["speedup_over"] = {name: value / seconds["ours"] for name, value in seconds.items() if name != "ours"}
+    return figures
+
+
+def main(options: AvatarBenchmark) -> None:
+    figures = measure(options)
+    reached = figures["target_reached"]
+    rows: list[tuple[str, Any]] = [
+        ("iterations/s", figures["iterations_per_second"]),
+        (
+            f"to {options.target:g} dB",
+            f"{reached['seconds']:.1f} s, {reached['step']} steps" if reached else "not reached",
+        ),
+        *(
+            (f"{name}: PSNR after {options.iterations} steps", row["psnr"])
+            for name, row in figures["participants"].items()
+        ),
+        *((f"peak MiB, {name}", value) for name, value in figures["peak_mib_while_training"].items()),
+        *((f"times faster than {name}", value) for name, value in figures.get("speedup_over", {}).items()),
+    ]
+    report(figures, ("figure", "value"), rows)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,9 @@ from jaxtyping import UInt8
 Progress = Callable[[str, float, float], None]
 """Called with a stage, how much of it is done, and how much there is."""
 
+Watch = Callable[[Any, int], None]
+"""Called with the pipeline and the number of training steps done, after each."""
+
 
 def train_avatars(
     data: Path,
@@ -21,6 +24,7 @@ def train_avatars(
     progress: Optional[Progress] = None,
     drive: str = "role",
     configure: Optional[Callable[[Any], None]] = None,
+    watch: Optional[Watch] = None,
 ) -> Path:
     """What `ns-train dialogue-nerf --data DATA` does, without a viewer.
 
@@ -33,6 +37,7 @@ def train_avatars(
         progress: called as progress("train", iterations done, iterations).
         drive: what moves faces, the model's `drive`.
         configure: changes the trainer's config in place, before it is saved.
+        watch: sees the avatars while they are trained.
 
     Returns:
         The config.yml that nerfstudio's other commands take as --load-config.
@@ -74,6 +79,14 @@ def train_avatars(
                 where_to_run=[TrainingCallbackLocation.AFTER_TRAIN_ITERATION],
                 update_every_num_iters=1,
                 func=lambda step: progress("train", step + 1, iterations),
+            )
+        )
+    if watch is not None:
+        trainer.callbacks.append(
+            TrainingCallback(
+                where_to_run=[TrainingCallbackLocation.AFTER_TRAIN_ITERATION],
+                update_every_num_iters=1,
+                func=lambda step: watch(trainer.pipeline, step + 1),
             )
         )
     trainer.train()
