@@ -9,6 +9,7 @@ import tyro
 from dialogue_nerfstudio.conversation.errors import DialogueError
 
 SHARES = {
+    "shots": 2.0,
     "people": 2.3,
     "crops": 9.5,
     "landmarks": 7.1,
@@ -58,6 +59,8 @@ class Process:
     """How many people to expect; found automatically if not given."""
     names: tuple[str, ...] = ()
     """Their ids, from left to right or in the order of the videos; p0, p1, … if not given."""
+    shot: Optional[int] = None
+    """Which shot of a video with cuts to take, counted from 1; the longest that shows the people if not given."""
     size: Optional[int] = None
     """Height and width of each person's picture, pixels; the recording's own up to 512 if not given."""
     focal: Optional[float] = None
@@ -88,6 +91,7 @@ class Process:
         config = ProcessConfig(
             num_people=self.num_people,
             names=self.names,
+            shot=self.shot,
             size=self.size,
             focal=self.focal,
             ipd=self.ipd,

@@ -6,7 +6,7 @@ damaged packet costs its own pictures only: the one before stays on screen. Fram
 upright where the file says how. Timestamps are ticks, whole numbers of the stream's time base.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Iterator, Optional, Tuple
 
@@ -50,6 +50,10 @@ class SourceVideo:
     def num_frames(self) -> int:
         return len(self.pick)
 
+    def part(self, start: int, stop: int) -> "SourceVideo":
+        """The same video from output frame `start` to before `stop`."""
+        return replace(self, pick=self.pick[start:stop])
+
     def frames(self, stop: Optional[int] = None, step: int = 1) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
         """Output frames 0, step, 2·step, … below `stop`; memory holds one picture.
 
@@ -59,6 +63,8 @@ class SourceVideo:
         wanted = self.ticks[self.pick[:stop:step]].tolist()
         done, shown, upright = 0, None, None
         with av.open(str(self.path)) as container:
+            if wanted and wanted[0] > self.ticks[0] and self.seconds_a_tick:
+                container.seek(wanted[0], stream=_video_stream(container))
             for tick, picture in self._decoded(container):
                 # Targets before this picture that no picture met: theirs was damaged.
                 while done < len(wanted) and wanted[done] < tick:

@@ -1,5 +1,6 @@
 """Media in, a Conversation folder out: the stages in the order a frame goes through them.
 
+    shots        where the video is cut                               (shots)
     people       who is where in the picture                          (faces)
     crops        one constant-rate video a person                     (faces, decode)
     landmarks    478 points a frame                                   (landmarks)
@@ -42,7 +43,7 @@ from dialogue_nerfstudio.conversation.video import FrameReader, LabelReader, Lab
 from dialogue_nerfstudio.metrics.tracking import blinks_per_second
 from dialogue_nerfstudio.process.background import background_plate
 from dialogue_nerfstudio.process.boxes import body_boxes
-from dialogue_nerfstudio.process.decode import FPS, SourceVideo, probe
+from dialogue_nerfstudio.process.decode import FPS, MIN_FRAMES, SourceVideo, probe
 from dialogue_nerfstudio.process.expression import measure_face
 from dialogue_nerfstudio.process.face_mesh import require_mediapipe
 from dialogue_nerfstudio.process.faces import crop_size, find_people, write_crops
@@ -50,6 +51,7 @@ from dialogue_nerfstudio.process.head_pose import HeadTrack, track_head
 from dialogue_nerfstudio.process.labels import write_labels
 from dialogue_nerfstudio.process.landmarks import LandmarkTrack, bridged, require_face, track_landmarks
 from dialogue_nerfstudio.process.quality import REPORT_NAME, measure_quality, unusable_sentences
+from dialogue_nerfstudio.process.shots import describe_shots, find_cuts, shots_between
 from dialogue_nerfstudio.process.stages import Progress, StageRunner, source_fingerprint
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts")
@@ -70,6 +72,8 @@ class ProcessConfig:
     """How many people to expect in the picture (with several videos: one in each); None finds out."""
     names: Tuple[str, ...] = ()
     """Their ids, from left to right or in the order of the videos; p0, p1, … if empty."""
+    shot: Optional[int] = None
+    """Which shot of a video with cuts to take, counted from 1; None takes the longest that shows the people."""
     size: Optional[int] = None
     """Height and width of each person's picture, pixels; None keeps the recording's own up to 512."""
     focal: Optional[float] = None
@@ -139,6 +143,8 @@ def _check_options(config: ProcessConfig, paths: Sequence[Path]) -> None:
             f"{len(paths)} videos are one a person, but {config.num_people} people were asked for: "
             "give one video of everybody or leave num_people out."
         )
+    if config.shot is not None and config.shot < 1:
+        raise DialogueError(f"shot must be at least 1, not {config.shot}.")
     if config.size is not None and (config.size < 64 or config.size % 2):
         raise DialogueError(f"size must be an even number of at least 64 pixels, not {config.size}.")
     if config.focal is not None and not config.focal > 0:
@@ -185,10 +191,19 @@ class Processing:
 
     def run(self) -> Conversation:
         runner, config = self.runner, self.config
+        runner.run("shots", self.find_shots, [self.work("shots_found.json")])
+        self.shots = [(start, stop) for start, stop in read_json(self.work("shots_found.json"))]
         runner.run(
-            "people", self.find_people, [self.work("people_found.json")], options={"num_people": config.num_people}
+            "people",
+            self.find_people,
+            [self.work("people_found.json"), self.work("shot.json")],
+            needs=["shots"],
+            options={"num_people": config.num_people, "shot": config.shot},
         )
         self.people = read_json(self.work("people_found.json"))
+        self.start, stop = read_json(self.work("shot.json"))
+        self.sources = [source.part(self.start, stop) for source in self.sources]
+        self.num_frames = stop - self.start
         self.ids = self.participant_ids()
         given_roles = self.given_roles()
         each = self.ids
@@ -243,7 +258,7 @@ class Processing:
             "audio",
             self.write_audio,
             [self.output / "audio.wav", self.output / "features" / "mel.npz", self.output / "features" / "prosody.npz"],
-            options={"num_frames": self.num_frames},
+            options={"num_frames": self.num_frames, "start": self.start},
         )
         if given_roles is None:
             runner.run(
@@ -266,11 +281,46 @@ class Processing:
 
     # Who is where.
 
+    def find_shots(self, progress: Callable[[float], None]) -> None:
+        cuts = [
+            find_cuts(source, lambda f, i=index: progress((i + f) / len(self.sources)))
+            for index, source in enumerate(self.sources)
+        ]
+        write_json(self.work("shots_found.json"), shots_between(cuts, self.num_frames))
+
     def find_people(self, progress: Callable[[float], None]) -> None:
-        found = []
+        """Looks for people in the asked shot, else in one after the other from the longest on."""
+        shots = sorted(self.shots, key=lambda shot: shot[0] - shot[1])
+        if self.config.shot is not None:
+            if self.config.shot > len(self.shots):
+                raise DialogueError(
+                    f"There is no shot {self.config.shot}; the shots are {describe_shots(self.shots, FPS)}."
+                )
+            shots = [self.shots[self.config.shot - 1]]
+        long_enough = [shot for shot in shots if shot[1] - shot[0] >= MIN_FRAMES]
+        if not long_enough:
+            raise DialogueError(
+                f"No shot is as long as {MIN_FRAMES} frames ({describe_shots(shots, FPS)}): give a video with fewer "
+                "cuts."
+            )
+        reasons: List[DialogueError] = []
+        for start, stop in long_enough:
+            try:
+                found = self.people_between(start, stop, progress)
+            except DialogueError as error:
+                reasons.append(error)
+                continue
+            write_json(self.work("shot.json"), [start, stop])
+            write_json(self.work("people_found.json"), found)
+            return
+        raise reasons[0]
+
+    def people_between(self, start: int, stop: int, progress: Callable[[float], None]) -> List[Dict[str, Any]]:
+        found: List[Dict[str, Any]] = []
         for index, source in enumerate(self.sources):
             wanted = self.config.num_people if len(self.sources) == 1 else 1
-            people = find_people(source, wanted, lambda f, i=index: progress((i + f) / len(self.sources)))
+            part = source.part(start, stop)
+            people = find_people(part, wanted, lambda f, i=index: progress((i + f) / len(self.sources)))
             found += [
                 {
                     "source": index,
@@ -281,7 +331,7 @@ class Processing:
                 }
                 for person in people
             ]
-        write_json(self.work("people_found.json"), found)
+        return found
 
     def participant_ids(self) -> List[str]:
         names = list(self.config.names) or [f"p{index}" for index in range(len(self.people))]
@@ -465,7 +515,8 @@ class Processing:
         length = round(self.num_frames / FPS * SAMPLE_RATE)
         tracks = []
         for source in self.sources:
-            track = load_audio(source.path)[:length]
+            first = round(self.start / FPS * SAMPLE_RATE)
+            track = load_audio(source.path)[first : first + length]
             tracks.append(np.pad(track, (0, length - len(track))))
         mix = np.sum(tracks, axis=0)
         # A sum of two recordings may clip; one alone is left as it is.
@@ -530,6 +581,7 @@ class Processing:
                         "face_box": person["face_box"],
                         "picture": [source.width, source.height],
                         "fps": source.source_fps,
+                        "start_seconds": self.start / FPS,
                     },
                 )
             )
@@ -597,6 +649,17 @@ class Processing:
             if folder.is_dir() and folder.name not in self.ids:
                 shutil.rmtree(folder)
 
+    def notes(self) -> List[str]:
+        """What was decided without being asked, a sentence each."""
+        if len(self.shots) == 1:
+            return []
+        taken = 1 + [start for start, _ in self.shots].index(self.start)
+        why = "as asked" if self.config.shot is not None else "the longest that shows the people"
+        return [
+            f"The video has {len(self.shots)} shots ({describe_shots(self.shots, FPS)}); shot {taken} was taken, "
+            f"{why}. --shot N with another --output makes a conversation of another one."
+        ]
+
     def roles_found(self) -> Dict[str, Any]:
         """How voices were given to faces; nothing where that was no question."""
         found = self.work("roles_found.json")
@@ -627,6 +690,7 @@ class Processing:
             "fps": conversation.fps,
             "inputs": [path.name for path in self.paths],
             "participants": participants,
+            "notes": self.notes(),
             "roles": self.roles_found(),
             "quality": read_json(self.work("quality.json")),
             "seconds": {**self.runner.seconds, "total": float(sum(self.runner.seconds.values()))},

@@ -215,3 +215,11 @@ def test_damage_for_longer_than_a_second_is_refused(tmp_path: Path):
     with pytest.raises(DialogueError, match=r"a\.mp4 is damaged for more than 1 s after 1\.[23] s"):
         for _ in probe(path).frames():
             pass
+
+
+def test_a_part_is_the_same_pictures(tmp_path: Path):
+    source = probe(write_video(tmp_path / "a.mp4", _shades(45), audio=tone(1.8), keyframe_interval=10))
+    part = source.part(17, 40)
+    assert part.num_frames == 23
+    assert [_number(frame) for frame in part.frames()] == list(range(17, 40))
+    assert [_number(frame) for frame in part.frames(stop=10, step=3)] == [17, 20, 23, 26]

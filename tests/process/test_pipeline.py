@@ -315,6 +315,30 @@ def test_a_photograph_is_refused_but_not_against_the_user_s_will(monkeypatch, pe
     assert main(command) == 2 and not (tmp_path / "chat" / "conversation.json").exists()
 
 
+def _cut_video(people, path: Path) -> Path:
+    """Two seconds of an empty bright room, then both people, then another room; the sound grows at the first cut."""
+    empty = [np.full((SIZE, 2 * SIZE, 3), 230, np.uint8)] * 60
+    both = [np.concatenate([_picture(p, i, n) for n, p in enumerate(people)], axis=1) for i in range(FRAMES)]
+    frames = [*empty, *both, *[np.full((SIZE, 2 * SIZE, 3), (250, 120, 20), np.uint8)] * 30]
+    loudness = np.repeat([0.1, 1.0], [60 * 640, (len(frames) - 60) * 640])
+    return write_video(path, frames, audio=(loudness * tone(len(frames) / 25)).astype(np.float32))
+
+
+def test_the_longest_shot_with_the_people_is_taken(ideal_networks, people, tmp_path):
+    path = _cut_video(people, tmp_path / "cut.mp4")
+    made = process_video([path], tmp_path / "chat")
+    assert made.num_frames == FRAMES and len(made.participants) == 2
+    assert made.participants[0].source["start_seconds"] == pytest.approx(60 / 25)
+    assert [_reads(frame)[1] for frame in made.frames("p0").iterate()][:3] == [0, 1, 2]
+    samples, _ = made.audio()
+    assert len(samples) == FRAMES * 640 and np.abs(samples[3000:]).max() > 0.25, "the sound is that of the shot"
+    note = json.loads((tmp_path / "chat" / "process.json").read_text())["notes"][0]
+    assert "1: 0.0-2.4 s, 2: 2.4-4.4 s, 3: 4.4-5.6 s" in note and "shot 2 was taken" in note
+    for shot, message in ((1, "no face"), (4, "no shot 4; the shots are 1: 0.0-2.4 s")):
+        with pytest.raises(DialogueError, match=message):
+            process_video([path], tmp_path / f"chat{shot}", ProcessConfig(shot=shot))
+
+
 def test_a_face_lost_for_seconds(ideal_networks, video, tmp_path):
     ideal_networks.lost = range(12, 45)
     with pytest.raises(DialogueError, match=r"chat\.mp4.*participant p1 is lost from frame 12 to 44"):
@@ -351,6 +375,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(ideal_networks, video,
     ("config", "message"),
     [
         (ProcessConfig(num_people=0), "num_people"),
+        (ProcessConfig(shot=0), "shot"),
         (ProcessConfig(size=63), "size"),
         (ProcessConfig(size=99), "size"),
         (ProcessConfig(focal=-1.0), "focal"),
