@@ -152,6 +152,9 @@ def merge_by_depth(
 
 def first_of_ray(rays: Int[Tensor, " N"], num_rays: int) -> Int[Tensor, " num_rays_plus_1"]:
     """Where each ray's packed samples begin; the last entry is their number. `rays` ascends."""
+    if rays.is_cuda:
+        # Counting would make the host wait for the device, to learn the largest ray.
+        return torch.searchsorted(rays, torch.arange(num_rays + 1, device=rays.device))
     counts = torch.bincount(rays, minlength=num_rays)
     return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
 

@@ -9,6 +9,7 @@ from dialogue_nerfstudio.rendering.compositing import (
     MAX_OPTICAL_DEPTH,
     Samples,
     composite,
+    first_of_ray,
     merge_by_depth,
     merged_positions,
     packed_weights,
@@ -186,3 +187,10 @@ def test_packed_weights_stay_exact_over_many_opaque_rays() -> None:
     assert remaining[-1].item() == pytest.approx(math.exp(-1.0), rel=1e-6)
     assert remaining[0].item() == pytest.approx(math.exp(-MAX_OPTICAL_DEPTH), rel=1e-5)
     assert weights[0][-1].item() == pytest.approx(math.exp(-0.875) - math.exp(-1.0), rel=1e-5)
+
+
+@pytest.mark.parametrize("rays", [[], [0, 0, 2, 2, 2, 5], [4], [0, 1, 2, 3, 4, 5]])
+def test_first_of_ray_without_counting(rays):
+    """What CUDA runs, where counting would wait for the device: the same places."""
+    rays = torch.tensor(rays, dtype=torch.long)
+    assert torch.equal(first_of_ray(rays, 6), torch.searchsorted(rays, torch.arange(7)))
