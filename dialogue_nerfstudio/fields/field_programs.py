@@ -34,7 +34,7 @@ HEAD_CHILDREN = {
 }
 HEAD_OPTIONS = {
     *("grid", "hidden_width", "density_layers", "colour_layers", "geometry_features", "latent_size", "face_regions"),
-    *("eye_regions", "initial_density"),
+    *("eye_regions", "initial_density", "mlp_kernel"),
 }
 TORSO_CHILDREN = {
     *("codes", "grid", "deformation", "input_layer", "condition_layer", "hidden", "density_output", "colour_code"),
@@ -124,7 +124,7 @@ def _layers(build: ProgramBuilder, first: int, layers: Iterable[nn.Module]) -> i
 @torch.no_grad()
 def head_program(field: HeadField, participant: int, signal: HeadSignal) -> Optional[FieldProgram]:
     """`HeadField.density` and `.colour` for one frame's signal; None where the field has parts unknown here."""
-    if not head_is_known(field):
+    if not head_is_known(field) or signal.appearance is not None:
         return None
     config = field.config
     regions = config.face_regions + field.eye_regions

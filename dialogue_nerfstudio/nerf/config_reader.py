@@ -45,7 +45,13 @@ class ConfigLoader(yaml.UnsafeLoader):
         called = not newobj
         if not (issubclass(kind, (enum.Enum, pathlib.PurePath)) if called else dataclasses.is_dataclass(kind)):
             raise yaml.constructor.ConstructorError(None, None, f"a config may not hold a {suffix}", node.start_mark)
-        return super().make_python_instance(suffix, node, args, kwds, newobj)
+        made = super().make_python_instance(suffix, node, args, kwds, newobj)
+        if not called:
+            # Options younger than the file: a class has plain defaults as attributes, but made ones must be made.
+            for option in dataclasses.fields(kind):
+                if option.default_factory is not dataclasses.MISSING:
+                    made.__dict__[option.name] = option.default_factory()
+        return made
 
 
 def read_yaml(text: str) -> Any:

@@ -63,8 +63,8 @@ def fast_sources(
     Args:
         rotation, translation: person space → the space of the rays; the identity if not given.
     """
-    reason = None if not model.training and len(conditions.et) == 1 else "training"
-    reason = reason or why_not_fast(model)
+    one_picture = not model.training and len(conditions.et) == 1 and conditions.signal.appearance is None
+    reason = why_not_fast(model) if one_picture else "training"
     _announce(reason)
     if reason is not None:
         return None

@@ -13,6 +13,14 @@ def test_our_configs_round_trip(cuda):
     assert yaml.dump(read_yaml(text)) == text
 
 
+def test_a_config_from_before_an_option():
+    config = method(False)
+    expected = config.pipeline.model.head
+    del config.pipeline.model.__dict__["head"], config.pipeline.model.__dict__["head_samples"]
+    model = read_yaml(yaml.dump(config)).pipeline.model
+    assert model.head == expected and model.head_samples == type(model).head_samples
+
+
 def test_members_of_enumerations_as_some_pythons_write_them():
     name = "!!python/name:nerfstudio.utils.writer.EventName ''"
     text = f"!!python/object/apply:builtins.getattr [{name}, ITER_TRAIN_TIME]"
