@@ -232,6 +232,13 @@ def _borders(labels: np.ndarray) -> Bool[np.ndarray, "h w"]:
     return border
 
 
+def _in_box(pixels: Int[np.ndarray, " r"], box: Int[np.ndarray, "4"], width: int) -> Bool[np.ndarray, " r"]:
+    """Which flat pixel numbers lie in a box."""
+    left, top, right, bottom = box
+    row, column = np.divmod(pixels, width)
+    return (left <= column) & (column < right) & (top <= row) & (row < bottom)
+
+
 def _box_pixels(box: Int[np.ndarray, "4"], width: int) -> Int[np.ndarray, " n"]:
     left, top, right, bottom = box
     return (np.arange(top, bottom)[:, None] * width + np.arange(left, right)[None]).ravel()
@@ -350,12 +357,14 @@ class DialogueDataManager(VanillaDataManager):
     ) -> Tuple[RayBundle, Dict[str, Tensor]]:
         """Rays, colours and labels of flat pixel numbers in frames of participants, in that order."""
         origins, directions, images, labels, frame_rows, participant_rows = [], [], [], [], [], []
+        in_eyes = []
         for participant, person_frames, person_pixels in zip(participants, frames, pixels, strict=True):
             store = self._stores[participant]
             for frame, frame_pixels in zip(person_frames, person_pixels, strict=True):
                 images.append(store.frames[frame].reshape(-1, 3)[frame_pixels])
                 labels.append(store.labels[frame].reshape(-1)[frame_pixels])
                 frame_rows.append(np.full(len(frame_pixels), frame))
+                in_eyes.append(_in_box(frame_pixels, self._regions[participant].eyes[frame], store.shape[2]))
             flat = torch.from_numpy(np.concatenate(person_pixels)).to(self.device)
             directions.append(self._pixel_directions[participant][flat])
             origins.append(self._origins[participant].expand(len(flat), 3))
@@ -372,7 +381,11 @@ class DialogueDataManager(VanillaDataManager):
             },
         )
         image = torch.from_numpy(np.concatenate(images)).to(self.device).float() / 255.0
-        return bundle, {"image": image, "label": torch.from_numpy(np.concatenate(labels)).to(self.device).long()}
+        return bundle, {
+            "image": image,
+            "label": torch.from_numpy(np.concatenate(labels)).to(self.device).long(),
+            "in_eyes": torch.from_numpy(np.concatenate(in_eyes)).to(self.device),
+        }
 
     def next_eval(self, step: int) -> Tuple[RayBundle, Dict[str, Tensor]]:
         """Rays of one held-out frame, evenly drawn."""

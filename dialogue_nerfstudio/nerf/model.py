@@ -95,6 +95,9 @@ class DialogueModelConfig(ModelConfig):
     signal_noise: float = 0.0
     """In training, deviation of noise added to expression and residual, in their own deviations over the recording:
     against reading more from a coefficient than the tracker knows."""
+    eyes_swap: float = 0.0
+    """In training, share of the frames that are shown with blink and gaze of another frame; what then lies in the box
+    of the eyes does not count, and all the rest learns to leave eyes' signals alone. Ours."""
     refinement: PoseRefinementConfig = field(default_factory=PoseRefinementConfig)
     """Corrections of the tracked head poses."""
     frame_appearance: bool = False
@@ -146,6 +149,8 @@ class FrameConditions:
     translation: Float[Tensor, "F 3"]
     et: Float[Tensor, "F pose"]
     """Euler angles and translation, scaled to about [−½, ½] over the frames of training, now and lately."""
+    foreign_eyes: Optional[Bool[Tensor, " F"]] = None
+    """Frames that are shown with another frame's blink and gaze; None for none."""
     correction: Optional[Float[Tensor, "F 6"]] = None
     """What pose refinement changed, already in rotation and translation; None without refinement."""
 
@@ -208,6 +213,7 @@ class DialogueModel(Model):
         self.trained_drives: Set[str] = set()
         trained = torch.zeros(self.num_frames, dtype=torch.bool)
         trained[train_frames] = True
+        self.register_buffer("train_frames", train_frames, persistent=False)
         if self.config.refinement.enabled:
             self.pose_refinement = PoseRefinement(
                 self.config.refinement, len(people), trained, et.shape[-1] + signals.expression.shape[-1]
@@ -350,6 +356,11 @@ class DialogueModel(Model):
         if self.training and self.config.signal_noise > 0:
             expression = expression + self.config.signal_noise * torch.randn_like(expression)
             residual = residual + self.config.signal_noise * torch.randn_like(residual)
+        eye_frames, foreign_eyes = frames, None
+        if self.training and self.config.eyes_swap > 0:
+            foreign_eyes = torch.rand(len(frames), device=frames.device) < self.config.eyes_swap
+            others = torch.randint(len(self.train_frames), frames.shape, device=frames.device)
+            eye_frames = torch.where(foreign_eyes, self.train_frames[others], frames)
         signal = self.signal_encoder(
             participant,
             frames,
@@ -358,8 +369,8 @@ class DialogueModel(Model):
             self.signal_mel,
             expression,
             residual,
-            self.signal_blink[participant, frames],
-            self.signal_gaze[participant, frames],
+            self.signal_blink[participant, eye_frames],
+            self.signal_gaze[participant, eye_frames],
         )
         et = self._scaled_pose(participant, frames)
         rotation, translation = self.signal_rotation[participant, frames], self.signal_translation[participant, frames]
@@ -380,6 +391,7 @@ class DialogueModel(Model):
             translation=translation,
             et=et,
             correction=correction,
+            foreign_eyes=foreign_eyes,
         )
 
     def _scaled_pose(self, participant: int, frames: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch 6"]:
@@ -451,6 +463,8 @@ class DialogueModel(Model):
                     marched.composite.weights,
                     len(origins),
                 )
+            if conditions.foreign_eyes is not None:
+                regularised["foreign_eyes"] = conditions.foreign_eyes[ray_frames]
             if conditions.correction is not None:
                 regularised["correction_squared"] = conditions.correction.square().mean()
             if conditions.signal.appearance is not None:
@@ -784,7 +798,10 @@ class DialogueModel(Model):
     ) -> Dict[str, Tensor]:
         config = self.config
         image, labels = batch["image"].to(self.device), batch["label"].to(self.device)
-        losses = {"photometric": config.photometric_coefficient * F.mse_loss(outputs["rgb"], image)}
+        squared = (outputs["rgb"] - image).square()
+        if "foreign_eyes" in outputs:
+            squared = squared * ~(outputs["foreign_eyes"] & batch["in_eyes"].to(self.device)).unsqueeze(-1)
+        losses = {"photometric": config.photometric_coefficient * squared.mean()}
         head, torso = outputs["head"].squeeze(-1), outputs["torso"].squeeze(-1)
         if config.mask_coefficient > 0:
             losses["mask"] = config.mask_coefficient * mask_loss(head, torso, labels)

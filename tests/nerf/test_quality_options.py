@@ -133,3 +133,35 @@ def test_a_tri_plane_trains_and_its_checkpoint_fits_only_itself(small_config):
     other = DialoguePipeline(small_config, device="cpu", test_mode="inference")
     with pytest.raises(DialogueError, match="hash grid of the head"):
         other.load_strictly(state, 2)
+
+
+def test_swapped_eyes_do_not_count_within_their_box(small_config):
+    """With every frame's eyes swapped, what is in the box of the eyes has no photometric gradient, the rest has."""
+    small_config.model.eyes_swap = 1.0
+    pipeline = DialoguePipeline(small_config, device="cpu", test_mode="val")
+    model, manager = pipeline.model, pipeline.datamanager
+    frames = torch.arange(6)
+    torch.manual_seed(0)
+    swapped, again = (model.conditions(0, frames, "expression") for _ in range(2))
+    assert bool(swapped.foreign_eyes.all()) and not torch.equal(swapped.signal.eyes, again.signal.eyes)
+    assert torch.equal(swapped.signal.face, again.signal.face)
+
+    rays, batch = manager.next_train(0)
+    row, width = int(rays.metadata["participant"][0]), manager.stores[0].shape[2]
+    left, top, right, bottom = manager._regions[row].eyes[rays.metadata["frame"].view(-1).numpy()].T
+    pixels = [
+        (manager._pixel_directions[row] - direction).square().sum(dim=-1).argmin().item()
+        for direction in rays.directions
+    ]
+    y, x = np.divmod(pixels, width)
+    inside = (left <= x) & (x < right) & (top <= y) & (y < bottom)
+    assert batch["in_eyes"].tolist() == inside.tolist() and inside.any() and not inside.all()
+
+    outputs = {name: value.detach() for name, value in model(rays).items()}
+    outputs["rgb"].requires_grad_()
+    model.get_loss_dict(outputs, batch)["photometric"].backward()
+    counted = outputs["rgb"].grad.abs().sum(dim=-1) > 0
+    assert not counted[batch["in_eyes"]].any() and counted[~batch["in_eyes"]].any()
+    model.eval()
+    model.trained_drives = {"expression"}
+    assert model.conditions(0, frames, "expression").foreign_eyes is None
