@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Optional
 
@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from nerfstudio.engine.trainer import TrainerConfig
 
     from dialogue_nerfstudio.conversation.conversation import Camera, Conversation
+    from dialogue_nerfstudio.nerf.model import DialogueModel
+    from dialogue_nerfstudio.nerf.scene import Scene
+    from dialogue_nerfstudio.nerf.scene_cameras import View
     from dialogue_nerfstudio.output.driving import Driving
+
+CAMERAS = ("front", "over-shoulder", "orbit")
+"""Cameras of a co-located scene that need no file."""
+SCENE_ASPECT = 16 / 9
+"""Width / height of a co-located scene's pictures, where no camera path says otherwise."""
 
 
 @dataclass
@@ -49,7 +57,19 @@ class Render:
     split: Literal["all", "train", "eval"] = "all"
     """Frames of the recording to render: all, or one side of the train/eval split."""
     resolution: Optional[int] = None
-    """Height of each person's picture, pixels; as trained if not given."""
+    """Height of each person's picture, or of the scene's, pixels; as trained (or as a camera path says) if not
+    given."""
+    layout: Literal["side-by-side", "grid", "co-located"] = "side-by-side"
+    """Each person before their own recorded background, in a row or in a grid, or everybody together in one scene."""
+    camera: Optional[str] = None
+    """For --layout co-located: front, over-shoulder (from the first participant's to the second's face), orbit, or the
+    JSON file of a camera path from nerfstudio's viewer; front if not given."""
+    placement: Optional[str] = None
+    """For --layout co-located: arc (half facing each other, half the viewer), side-by-side, facing, around, or a JSON
+    or YAML file with position and yaw of each; as the model's configuration says if not given, and facing for
+    over-shoulder."""
+    spacing: Optional[float] = None
+    """For --layout co-located: metres between neighbours' heads; as near as looks natural if not given."""
 
     def run(self) -> int:
         from rich.console import Console
@@ -82,6 +102,21 @@ class Render:
             )
         if self.resolution is not None and self.resolution < 2:
             raise DialogueError(f"--resolution {self.resolution}: at least 2 pixels are needed.")
+        if self.layout != "co-located":
+            for option, value in (("--camera", self.camera), ("--placement", self.placement)):
+                if value is not None:
+                    raise DialogueError(
+                        f"{option} {value} is for people in one scene: add --layout co-located, or leave it out."
+                    )
+            if self.spacing is not None:
+                raise DialogueError("--spacing is for people in one scene: add --layout co-located, or leave it out.")
+        elif self.camera not in (None, *CAMERAS) and not str(self.camera).lower().endswith(".json"):
+            raise DialogueError(
+                f"--camera {self.camera}: there is no such camera; choose {', '.join(CAMERAS)}, or the .json file of a "
+                "camera path."
+            )
+        if self.spacing is not None and not 0 < self.spacing < 100:
+            raise DialogueError(f"--spacing {self.spacing:g}: the distance between people is in metres, above 0.")
         for path, option in ((self.load_config, "--load-config"), (self.audio, "--audio"), (self.rttm, "--rttm")):
             if path is not None and not path.is_file():
                 raise DialogueError(f"{option} {path}: there is no such file.")
@@ -152,10 +187,18 @@ def render_video(options: Render, progress: Any) -> dict[str, Any]:
         "participants": participants,
         "recordings": list(conversation.provenance.get("inputs", [])),
         "sources": [Path(source).name for source in driving.sources],
+        "layout": options.layout,
     }
+    if options.layout == "co-located":
+        shot = prepare_scene(pipeline, participants, driving, options)
+        provenance["camera"] = shot.camera
+        provenance["placements"] = shot.scene.statement()
+        frames = render_scene_frames(pipeline, driving, shot, options, progress)
+    else:
+        frames = render_frames(pipeline, conversation, driving, participants, options, progress)
     summary = write_conversation_video(
         options.output,
-        render_frames(pipeline, conversation, driving, participants, options, progress),
+        frames,
         driving.fps,
         driving.audio,
         driving.sample_rate,
@@ -186,19 +229,87 @@ def render_frames(
     options: Render,
     progress: Any,
 ) -> "Iterator[np.ndarray]":
-    """The frames of a render, uint8 [H, W, 3], one at a time, participants side by side."""
+    """The frames of a render, uint8 [H, W, 3], one at a time, participants side by side or in a grid."""
     from dialogue_nerfstudio.cli.training import to_picture
-    from dialogue_nerfstudio.output.layout import side_by_side
+    from dialogue_nerfstudio.output.layout import grid, side_by_side
 
-    model = pipeline.model
-    model.eval()
-    model.set_signals(model.signals.with_motion(driving.motions).with_audio(driving.mel, driving.speaking))
+    model = drive_model(pipeline, driving)
+    arrange = grid if options.layout == "grid" else side_by_side
     people = [(model.participant_ids.index(name), conversation.participant(name).camera) for name in participants]
     height = options.resolution or pipeline.datamanager.dataparser.training_size(people[0][1])[0]
     cameras = [(row, nerfstudio_camera(camera, height).to(model.device)) for row, camera in people]
     for frame in range(driving.num_frames):
         pictures = [model.render_frame(camera, frame, row, options.drive)["rgb"] for row, camera in cameras]
-        yield side_by_side([to_picture(picture) for picture in pictures])
+        yield arrange([to_picture(picture) for picture in pictures])
+        progress("render", frame + 1, driving.num_frames)
+
+
+def drive_model(pipeline: Any, driving: "Driving") -> "DialogueModel":
+    """The pipeline's model, ready to render what drives it."""
+    model = pipeline.model
+    model.eval()
+    model.set_signals(model.signals.with_motion(driving.motions).with_audio(driving.mel, driving.speaking))
+    return model
+
+
+@dataclass
+class Shot:
+    """A co-located scene and the views it is seen from."""
+
+    scene: "Scene"
+    views: "list[View]"
+    """One a frame of the video."""
+    height: int
+    width: int
+    camera: str
+    """Its name, for the record."""
+
+
+def prepare_scene(pipeline: Any, participants: list[str], driving: "Driving", options: Render) -> Shot:
+    """Who is where, and the camera of every frame.
+
+    Raises:
+        DialogueError: people overlap, or the camera or a placement file cannot be used.
+    """
+    from dialogue_nerfstudio.nerf import scene_cameras
+
+    model = pipeline.model
+    kind = options.camera or "front"
+    path = None if kind in CAMERAS else scene_cameras.read_camera_path(Path(kind))
+    if options.spacing is not None:
+        model.config.scene = replace(model.config.scene, spacing=options.spacing)
+    # Over a shoulder only somebody who turns that way shows a face.
+    placement = options.placement or ("facing" if kind == "over-shoulder" and len(participants) == 2 else None)
+    scene = model.make_scene(placement, participants)
+    if path is not None:
+        height = options.resolution or path.height
+        width = round(height * path.width / path.height)
+        views = path.at(driving.num_frames, driving.fps)
+        return Shot(scene, views, height, width, Path(kind).name)
+    camera = model.cameras[scene.rows[0]]
+    height = options.resolution or pipeline.datamanager.dataparser.training_size(camera)[0]
+    width = max(2, 2 * round(height * SCENE_ASPECT / 2))
+    aspect = width / height
+    if kind == "orbit":
+        ranges = [model.view_range(row) for row in scene.rows]
+        swing = scene_cameras.widest_swing(scene, aspect, ranges)
+        views = scene_cameras.orbit(scene, aspect, driving.num_frames, driving.fps, swing)
+    else:
+        view = scene_cameras.over_shoulder(scene) if kind == "over-shoulder" else scene_cameras.front(scene, aspect)
+        views = [view] * driving.num_frames
+    return Shot(scene, views, height, width, kind)
+
+
+def render_scene_frames(
+    pipeline: Any, driving: "Driving", shot: Shot, options: Render, progress: Any
+) -> "Iterator[np.ndarray]":
+    """The frames of a co-located render, uint8 [H, W, 3], one at a time."""
+    from dialogue_nerfstudio.cli.training import to_picture
+
+    model = drive_model(pipeline, driving)
+    for frame, view in enumerate(shot.views):
+        camera = view.camera(shot.height, shot.width).to(model.device)
+        yield to_picture(model.render_scene(camera, frame, shot.scene, options.drive)["rgb"])
         progress("render", frame + 1, driving.num_frames)
 
 

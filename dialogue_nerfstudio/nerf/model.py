@@ -7,7 +7,7 @@ they are rendered. P participants, T frames of the timeline, F frames in a batch
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ContextManager, Dict, List, Literal, Optional, Set, Tuple, Type, Union
+from typing import Any, ContextManager, Dict, List, Literal, Optional, Sequence, Set, Tuple, Type, Union
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ from dialogue_nerfstudio.nerf.panel import DialoguePanel
 from dialogue_nerfstudio.nerf.patch_losses import PatchLoss, PatchLossName, patch_loss
 from dialogue_nerfstudio.nerf.plates import Plates
 from dialogue_nerfstudio.nerf.pose_refinement import PoseRefinement, PoseRefinementConfig, corrected
+from dialogue_nerfstudio.nerf.scene import Scene, SceneConfig, make_scene, render_scene
+from dialogue_nerfstudio.nerf.scene_cameras import View, front
 from dialogue_nerfstudio.nerf.signals import ConversationSignals
 from dialogue_nerfstudio.nerf.user_errors import exit_on_user_error
 from dialogue_nerfstudio.nerf.view_range import SeenViews, ViewRange
@@ -44,10 +46,12 @@ from dialogue_nerfstudio.rendering.boxes import intersect_box
 from dialogue_nerfstudio.rendering.distortion import distortion
 from dialogue_nerfstudio.rendering.march import Source, march
 from dialogue_nerfstudio.rendering.occupancy import OccupancyGrid, OccupancyGridConfig
+from dialogue_nerfstudio.rendering.placements import Placement
 from dialogue_nerfstudio.rendering.rays import rays_into
 from dialogue_nerfstudio.rendering.sampling import stratified
 
 Drive = Literal["role", "audio", "expression"]
+Show = Literal["participant", "scene"]
 DRIVES: Tuple[Drive, ...] = ("role", "audio", "expression")
 
 
@@ -82,6 +86,11 @@ class DialogueModelConfig(ModelConfig):
     """Samples along a ray within the head's box."""
     torso_samples: int = 12
     """Samples along a ray within the torso's box."""
+    view: Show = "participant"
+    """What a camera that names no participant shows (ns-viewer, ns-render camera-path): one participant, in whose
+    person space it stands, or all of them in the scene, in scene space. The viewer's panel can change it."""
+    scene: SceneConfig = field(default_factory=SceneConfig)
+    """Where everybody is in the scene."""
     colour_threshold: float = 5e-3
     """Samples that weigh less than this get no colour of their own."""
     termination_threshold: float = 1e-2
@@ -173,6 +182,7 @@ class DialogueModel(Model):
             raise DialogueError(f"there is no drive '{self.config.drive}'; choose one of {', '.join(DRIVES)}.")
         self._training_heights: List[int] = self.kwargs["metadata"]["training_heights"]
         self.participant_ids = [person.id for person in people]
+        self.cameras = [person.camera for person in people]
         self._signal_facts = signals
         for name, tensor in signals.tensors.items():
             self.register_buffer(f"signal_{name}", tensor, persistent=False)
@@ -244,6 +254,9 @@ class DialogueModel(Model):
             lambda: self.num_frames,
             signals.fps,
             [person.camera for person in people],
+            self.config.view == "scene",
+            self.config.scene.placement,
+            self._front_of_scene,
         )
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
@@ -435,10 +448,7 @@ class DialogueModel(Model):
             rgb [R, 3], depth, accumulation, head, torso [R, 1]; in training also the regularised quantities.
         """
         regularised: Dict[str, Tensor] = {}
-        sources = [
-            self._head_source(origins, directions, ray_frames, conditions, regularised),
-            self._torso_source(origins, directions, ray_frames, conditions, regularised),
-        ]
+        sources = self.sources(origins, directions, ray_frames, conditions, regularised)
         marched = march(
             sources,
             background,
@@ -479,6 +489,18 @@ class DialogueModel(Model):
             "torso": seen.opacity[:, 1:],
             **(regularised if self.training else {}),
         }
+
+    def sources(
+        self,
+        origins: Float[Tensor, "R 3"],
+        directions: Float[Tensor, "R 3"],
+        ray_frames: Int[Tensor, " R"],
+        conditions: FrameConditions,
+        regularised: Optional[Dict[str, Tensor]] = None,
+    ) -> List[Source]:
+        """A participant's head and torso, for rays in person space; in training `regularised` receives what is."""
+        arguments = (origins, directions, ray_frames, conditions, {} if regularised is None else regularised)
+        return [self._head_source(*arguments), self._torso_source(*arguments)]
 
     def _head_source(
         self,
@@ -621,12 +643,16 @@ class DialogueModel(Model):
 
     @torch.no_grad()
     def get_outputs_for_camera(self, camera: Cameras, obb_box: Optional[OrientedBox] = None) -> Dict[str, Tensor]:
-        """A whole picture; see `resolve_frame` for what it shows.
+        """A whole picture; see `resolve_frame` for what it shows, and the panel for whether it is of the whole scene.
 
         Returns:
             rgb [H, W, 3], depth, accumulation, head and torso [H, W, 1].
         """
         frame, participant = self.resolve_frame(camera.metadata, camera.times)
+        if self.panel.shows_scene and "participant" not in (camera.metadata or {}):
+            outputs = self.render_scene(camera, frame, self.make_scene(self.panel.placement))
+            # One set of outputs for both views, or the viewer's menu would name what the other does not have.
+            return {name: value for name, value in outputs.items() if name != "opacity"}
         return self.render_frame(camera, frame, participant)
 
     @torch.no_grad()
@@ -690,6 +716,24 @@ class DialogueModel(Model):
         return PictureRays(
             height, width, origins, directions, *self.plates(origins, directions, participant, plate_height)
         )
+
+    def make_scene(
+        self,
+        placement: Optional[str] = None,
+        participants: Optional[Sequence[str]] = None,
+        placements: Optional[Sequence[Placement]] = None,
+    ) -> Scene:
+        """See `nerf.scene.make_scene`."""
+        return make_scene(self, placement, participants, placements)
+
+    def render_scene(
+        self, camera: Cameras, frame: int, scene: Optional[Scene] = None, drive: Optional[Drive] = None
+    ) -> Dict[str, Float[Tensor, "H W _"]]:
+        """See `nerf.scene.render_scene`; the scene is the configuration's if not given."""
+        return render_scene(self, camera, frame, scene or self.make_scene(), drive)
+
+    def _front_of_scene(self, aspect: float, field_of_view: float) -> View:
+        return front(self.make_scene(self.panel.placement), aspect, field_of_view)
 
     # Training ---------------------------------------------------------------------------------------------------------
 

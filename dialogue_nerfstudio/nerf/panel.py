@@ -13,7 +13,12 @@ from jaxtyping import Float
 from nerfstudio.viewer.viewer_elements import ViewerControl
 
 from dialogue_nerfstudio.conversation import Camera
+from dialogue_nerfstudio.nerf.scene_cameras import View
 from dialogue_nerfstudio.nerf.view_range import ViewRange
+from dialogue_nerfstudio.rendering.placements import PLACEMENTS
+
+SCENE = "everybody, in one scene"
+"""What the participant menu calls the co-located scene."""
 
 
 class DialoguePanel(ViewerControl):
@@ -26,6 +31,9 @@ class DialoguePanel(ViewerControl):
         num_frames: called for the length of the timeline, which changes when signals are swapped.
         fps: frames of playback a second.
         cameras: that recorded each participant; views start there.
+        shows_scene: whether everybody is shown together at first.
+        placement: how people are placed then, at first.
+        front_of_scene: called with aspect and vertical field of view (rad) for the camera that sees everybody.
     """
 
     def __init__(
@@ -36,8 +44,12 @@ class DialoguePanel(ViewerControl):
         num_frames: Callable[[], int],
         fps: float,
         cameras: List[Camera],
+        shows_scene: bool,
+        placement: str,
+        front_of_scene: Callable[[float, float], View],
     ):
-        self._cameras = cameras
+        self._cameras, self._front_of_scene = cameras, front_of_scene
+        self.shows_scene, self.placement = shows_scene, placement
         self.participant_ids, self.drives, self.drive = participant_ids, drives, drive
         self.participant, self.frame, self.fps = 0, 0, fps
         self._num_frames = num_frames
@@ -75,7 +87,10 @@ class DialoguePanel(ViewerControl):
         self._slider = server.gui.add_slider(
             "Frame", min=0, max=max(1, self._num_frames() - 1), step=1, initial_value=self.frame
         )
-        participant_menu = server.gui.add_dropdown("Participant", self.participant_ids, self.participant_ids[0])
+        shown = SCENE if self.shows_scene else self.participant_ids[self.participant]
+        participant_menu = server.gui.add_dropdown("Participant", [*self.participant_ids, SCENE], shown)
+        placement_menu = server.gui.add_dropdown("Placement", self._placements(), self.placement)
+        placement_menu.visible = self.shows_scene
         drive_menu = server.gui.add_dropdown("Drive", self.drives, self.drive)
         play = server.gui.add_button("Play")
         front = server.gui.add_button("Front view")
@@ -90,7 +105,15 @@ class DialoguePanel(ViewerControl):
 
         @participant_menu.on_update
         def _(_: Any) -> None:
-            self.participant = self.participant_ids.index(participant_menu.value)
+            self.shows_scene = placement_menu.visible = participant_menu.value == SCENE
+            if not self.shows_scene:
+                self.participant = self.participant_ids.index(participant_menu.value)
+            self._face_all()
+            self._show("move")
+
+        @placement_menu.on_update
+        def _(_: Any) -> None:
+            self.placement = placement_menu.value
             self._face_all()
             self._show("move")
 
@@ -122,17 +145,33 @@ class DialoguePanel(ViewerControl):
         if text != self._view_text.content:
             self._view_text.content = text
 
+    def show_departures(self, sentences: List[str]) -> None:
+        """Shows how the view of a scene leaves what training saw of the people in it; nothing where it does not."""
+        text = "  \n".join(f"**{sentence}**" for sentence in sentences)
+        if self._view_text is not None and text != self._view_text.content:
+            self._view_text.content = text
+
+    def _placements(self) -> List[str]:
+        """Arrangements for this many people, and the configured one, which may be a file."""
+        fitting = [name for name in PLACEMENTS if name != "facing" or len(self.participant_ids) == 2]
+        fitting = [name for name in fitting if name != "around" or len(self.participant_ids) > 1]
+        return fitting if self.placement in fitting else [*fitting, self.placement]
+
     def _face_all(self) -> None:
         for client in self.viser_server.get_clients().values():
             self._face(client)
 
     def _face(self, client: Any) -> None:
-        """Puts a client's camera where the participant was recorded from: nobody knows how they look from elsewhere."""
+        """Puts a client's camera where the participant was recorded from: nobody knows how they look from elsewhere. In
+        the scene, to its front."""
         from nerfstudio.viewer.viewer import VISER_NERFSTUDIO_SCALE_RATIO
 
-        camera = self._cameras[self.participant]
-        rotation, position = camera.camera_to_person[:, :3], camera.camera_to_person[:, 3]
-        # The person's space has its origin in the mean head, which the camera turns around.
+        if self.shows_scene:
+            pose = self._front_of_scene(client.camera.aspect, client.camera.fov).camera_to_scene
+        else:
+            pose = self._cameras[self.participant].camera_to_person
+        rotation, position = pose[:, :3], pose[:, 3]
+        # A space has its origin in the mean head, or in the middle of the scene, which the camera turns around.
         target = position - float(np.linalg.norm(position)) * rotation[:, 2]
         # The field of view is left to the viewer: setting it too froze headless Chromium's software renderer.
         client.camera.position = position * VISER_NERFSTUDIO_SCALE_RATIO

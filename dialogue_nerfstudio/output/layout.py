@@ -1,9 +1,10 @@
-"""Place the participants' pictures in one frame: one alone, or any number side by side.
+"""Place the participants' pictures in one frame: one alone, any number side by side, or in rows and columns.
 
 Convention: a picture is uint8 [H, W, 3] RGB, rows downwards. Layouts never crop; the smaller pictures of a row are
 enlarged to the tallest, keeping their aspect.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -58,6 +59,31 @@ def side_by_side(pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> UInt8[np.nda
     for picture in pictures[1:]:
         columns += [line, resize_to_height(picture, height)]
     return np.concatenate(columns, axis=1)
+
+
+def grid(pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> UInt8[np.ndarray, "H W 3"]:
+    """Join pictures in rows from left to right, as many columns as rows or one more, in cells of one size with thin
+    dark lines between; a last row with fewer pictures stands in the middle.
+
+    Raises:
+        DialogueError: if there is no picture or one is not uint8 [H, W, 3].
+    """
+    if not pictures:
+        raise DialogueError("There is no picture to lay out; name at least one participant.")
+    for index, picture in enumerate(pictures):
+        check_picture(picture, f"picture {index}")
+    height = max(picture.shape[0] for picture in pictures)
+    resized = [resize_to_height(picture, height) for picture in pictures]
+    width, gap = max(picture.shape[1] for picture in resized), separator_width(height)
+    columns = math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), SEPARATOR_GREY, dtype=np.uint8)
+    for index, picture in enumerate(resized):
+        row, column = divmod(index, columns)
+        empty = columns - min(columns, len(pictures) - row * columns)
+        left = column * (width + gap) + empty * (width + gap) // 2 + (width - picture.shape[1]) // 2
+        canvas[row * (height + gap) :][:height, left : left + picture.shape[1]] = picture
+    return canvas
 
 
 def contact_sheet(
