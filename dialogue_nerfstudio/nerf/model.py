@@ -147,6 +147,10 @@ class DialogueModelConfig(ModelConfig):
     lpips_weights: Optional[Path] = None
     """File of AlexNet's weights as torchvision publishes them, for lpips."""
 
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        """Configurations saved before an option existed take its default."""
+        self.__dict__.update({**DialogueModelConfig().__dict__, **state})
+
 
 @dataclass
 class FrameConditions:

@@ -346,7 +346,8 @@ def render_scene(
         ]
     )
     live = meets.any(dim=0).nonzero().squeeze(-1)
-    for rays in live.split(model.config.eval_num_rays_per_chunk):
+    # Splitting nothing would give one piece of nothing.
+    for rays in live.split(model.config.eval_num_rays_per_chunk) if len(live) else ():
         seen = _march(
             model, scene, conditions, meets[:, rays], origins[rays], directions[rays], ground[rays], rgb[rays]
         )
