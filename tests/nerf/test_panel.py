@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dialogue_nerfstudio.conversation import Camera
-from dialogue_nerfstudio.nerf.panel import DialoguePanel
+from dialogue_nerfstudio.nerf.panel import SCENE, DialoguePanel
+from dialogue_nerfstudio.nerf.scene_cameras import look_at
 
 
 @pytest.fixture
@@ -15,7 +16,13 @@ def panel():
         return Camera(128, 128, 256.0, 64.0, 64.0, np.hstack([np.eye(3), [[0.0], [0.0], [distance]]]))
 
     cameras = [camera(0.6), camera(0.8)]
-    return DialoguePanel(["a", "b"], ("role", "audio"), "role", lambda: 101, 25.0, cameras)
+    return DialoguePanel(
+        ["a", "b"], ("role", "audio"), "role", lambda: 101, 25.0, cameras, False, "arc", front_of_scene
+    )
+
+
+def front_of_scene(aspect, field_of_view):
+    return look_at(np.array([0.0, 0.0, aspect]), np.zeros(3), field_of_view)
 
 
 class Widget:
@@ -57,7 +64,7 @@ def attach(panel):
         add_markdown=lambda content: widgets.setdefault("view", SimpleNamespace(content=content)),
     )
     machine = Machine()
-    client = SimpleNamespace(camera=SimpleNamespace())
+    client = SimpleNamespace(camera=SimpleNamespace(aspect=2.0, fov=1.0))
     viewer = SimpleNamespace(
         viser_server=SimpleNamespace(
             gui=gui,
@@ -100,6 +107,28 @@ def test_the_view_starts_at_the_recording_camera_and_follows_the_participant(pan
     camera.position = np.array([1.0, 2.0, 3.0])
     widgets["Front view"].callback(None)
     np.testing.assert_allclose(camera.position, [0, 0, 8])
+
+
+def test_the_switch_to_the_scene(panel):
+    widgets, machine = attach(panel)
+    assert not widgets["Placement"].visible and not panel.shows_scene
+    widgets["Participant"].set(SCENE)
+    assert panel.shows_scene and widgets["Placement"].visible and panel.participant == 0
+    np.testing.assert_allclose(widgets["camera"].position, [0, 0, 20])
+    widgets["Placement"].set("facing")
+    assert panel.placement == "facing"
+    widgets["Participant"].set("b")
+    assert not panel.shows_scene and panel.participant == 1 and not widgets["Placement"].visible
+    np.testing.assert_allclose(widgets["camera"].position, [0, 0, 8])
+    assert machine.actions == ["move"] * 3
+
+
+def test_arrangements_that_do_not_fit_are_not_offered(panel):
+    assert panel._placements() == ["arc", "side-by-side", "facing", "around"]
+    panel.participant_ids = ["a", "b", "c"]
+    assert "facing" not in panel._placements()
+    panel.placement = "seats.yml"
+    assert panel._placements()[-1] == "seats.yml"
 
 
 def test_the_newer_of_frame_slider_and_viewer_time_wins(panel):

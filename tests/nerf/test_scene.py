@@ -96,9 +96,7 @@ def test_one_person_in_a_scene_looks_as_alone(model):
     plate, _ = model.plates(origins, directions, 1, model.plates.height_for(1, float(view.fy)))
     backdrop, _ = scene.backdrop(origins, directions)
     behind = 1.0 - alone["accumulation"]
-    people = [
-        seen["rgb"] - behind * colour.view(32, 32, 3) for seen, colour in ((alone, plate), (together, backdrop))
-    ]
+    people = [seen["rgb"] - behind * colour.view(32, 32, 3) for seen, colour in ((alone, plate), (together, backdrop))]
     assert people[0].abs().max() > 0.2
     torch.testing.assert_close(people[1], people[0], atol=3e-2, rtol=0)
 
