@@ -9,6 +9,7 @@ threshold.
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Optional
 
 import torch
 from jaxtyping import Float
@@ -72,6 +73,7 @@ def fast_march(
     background: Float[Tensor, "num_rays 3"],
     weight_threshold: float = LIGHT_THRESHOLD,
     transmittance_threshold: float = LIGHT_THRESHOLD,
+    stop: Optional[Float[Tensor, " num_rays"]] = None,
 ) -> FastComposite:
     """Render rays through all sources jointly, front to back. Not differentiable; CPU, float32.
 
@@ -81,6 +83,7 @@ def fast_march(
         background: behind everything.
         weight_threshold: samples below it get no colour of their own, as in `march`.
         transmittance_threshold: a ray ends where less light than this is left; that counts as stopped there.
+        stop: where an opaque surface, whose colour `background` has, ends each ray; nothing behind it is seen.
 
     Raises:
         DialogueError: `fits` does not hold for the sources.
@@ -110,6 +113,7 @@ def fast_march(
             torch.stack([grid.occupied for grid in occupancies]).numpy(),
             occupancies[0].config.resolution,
             torch.tensor([s.num_samples for s in sources]).numpy(),
+            (torch.full((num_rays,), torch.inf) if stop is None else stop.float().contiguous()).numpy(),
             near.numpy(),
             width.numpy(),
             bits,

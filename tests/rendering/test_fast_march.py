@@ -77,7 +77,7 @@ class Avatar:
         return fast, [head, torso]
 
 
-def brute_force(origins, directions, fast, evaluate, background):
+def brute_force(origins, directions, fast, evaluate, background, stop=None):
     """Every sample of every source, evaluated by torch, sorted and composited densely."""
     dense = []
     for source, field in zip(fast, evaluate, strict=True):
@@ -90,8 +90,9 @@ def brute_force(origins, directions, fast, evaluate, background):
         first = torch.where(occupied, bins, RESOLUTION).amin(dim=1)
         last = torch.where(occupied, bins, -1).amax(dim=1)
         near, far = near + first * width[:, 0], near + (last + 1) * width[:, 0]
+        far = far if stop is None else torch.minimum(far, stop)
         t, delta = stratified(near, far, source.num_samples)
-        live = source.occupancy.query_along(o, d, t) & hit & (last >= 0)[:, None]
+        live = source.occupancy.query_along(o, d, t) & hit & ((last >= 0) & (far > near))[:, None]
         points = points_along(o, d, t).flatten(0, 1)
         sigma, rgb = field(points, d.repeat_interleave(source.num_samples, dim=0))
         sigma = torch.where(live, sigma.view(t.shape), 0.0)
@@ -108,10 +109,10 @@ def some_rays(num_rays=NUM_RAYS):
 
 
 @torch.no_grad()
-def check(fast, reference):
+def check(fast, reference, stop=None):
     origins, directions, background = some_rays()
-    expected = brute_force(origins, directions, fast, reference, background)
-    got = fast_march(origins, directions, fast, background, weight_threshold=0.0, transmittance_threshold=1e-5)
+    expected = brute_force(origins, directions, fast, reference, background, stop)
+    got = fast_march(origins, directions, fast, background, 0.0, 1e-5, stop)
     assert 0.05 < expected.accumulation.mean() < 0.95 and (expected.accumulation == 0).any()
     # A ray that grazes a cell may find it or not, by a rounding: the odd ray is allowed to differ.
     for name, value in (("rgb", got.rgb), ("opacity", got.opacity), ("accumulation", got.accumulation)):
@@ -156,6 +157,14 @@ def test_two_avatars_occlude_each_other():
     forwards = fast_march(origins, directions, fast, background)
     backwards = fast_march(origins, directions, fast[::-1], background)
     torch.testing.assert_close(backwards.rgb, forwards.rgb, atol=1e-5, rtol=0)
+
+
+def test_rays_end_at_opaque_surfaces():
+    torch.manual_seed(5)
+    fast, reference = Avatar().sources(0, Placement.identity(), share=1.0)
+    stop = 0.8 + 0.3 * torch.rand(NUM_RAYS)
+    got = check(fast, reference, stop)
+    assert (got.depth <= stop).all() and (got.depth > 0.5).any()
 
 
 def test_nothing_there():

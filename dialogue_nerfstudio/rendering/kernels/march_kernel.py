@@ -431,7 +431,7 @@ def _occupied(occupancy, resolution, sx, sy, sz, kx, ky, kz, t):
 @njit(parallel=True, nogil=True, cache=True, fastmath=FAST, error_model="numpy")
 @no_type_check
 def find_samples(
-    origins, directions, transforms, boxes, occupancies, resolution, num_samples, near_out, width_out, live
+    origins, directions, transforms, boxes, occupancies, resolution, num_samples, stops, near_out, width_out, live
 ):
     """Where each ray may meet each source: the interval between the first and the last occupied of `resolution` probes,
     and which of its `num_samples` bins lie in occupied cells, as bits.
@@ -440,6 +440,7 @@ def find_samples(
         origins, directions: [R, 3] in the space that `transforms` lead out of.
         transforms: [sources, 3, 4], from a source's space to that of the rays.
         boxes: [sources, 2, 3]; occupancies: [sources, cells] bool; num_samples: [sources], at most 64.
+        stops: [R] where each ray ends.
         near_out, width_out: [sources, R] where the interval begins, and its bins' width. live: [sources, R] bits.
     """
     for ray in prange(len(origins)):
@@ -472,6 +473,9 @@ def find_samples(
             ):
                 last -= 1
             start, stop = near + np.float32(first) * width, near + np.float32(last + 1) * width
+            stop = min(stop, stops[ray])
+            if not stop > start:
+                continue
             width = (stop - start) / np.float32(num_samples[s])
             bits = np.uint64(0)
             for b in range(num_samples[s]):
