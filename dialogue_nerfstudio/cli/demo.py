@@ -135,10 +135,11 @@ def run_demo(options: Demo, progress: "StageProgress") -> dict[str, Any]:
 
 
 def _simulate(folder: Path, seconds: float, size: int, seed: int, progress: "StageProgress") -> None:
-    from dialogue_nerfstudio.conversation.simulate import SimulationConfig, simulate_conversation
+    from dialogue_nerfstudio.cli.simulate import simulate_with_features
+    from dialogue_nerfstudio.conversation.simulate import SimulationConfig
 
     config = SimulationConfig(seconds=seconds, size=size, num_people=2, seed=seed)
-    simulate_conversation(config, folder, lambda done, total: progress(folder.name, done, total))
+    simulate_with_features(config, folder, lambda done, total: progress(folder.name, done, total))
 
 
 def _process(simulated: Path, conversation: Path, size: int, progress: Callable[[str, float, float], None]) -> None:

@@ -52,6 +52,9 @@ class HeadFieldConfig:
     """Whether there is region attention (ER-NeRF, section 3.3); else the signal acts alike everywhere."""
     mlp_kernel: MlpKernelName = "auto"
     """auto computes the density network in one fused Triton kernel on CUDA with mixed precision, else with torch."""
+    view_dependent: bool = True
+    """Whether colour depends on the direction it is seen from; one camera saw few directions, and from others the
+    dependence is extrapolated. Off, its weights stay zero."""
     initial_density: float = 3.0
     """Density of the untrained field, 1/m: about half of the light passes a head's depth of it."""
 
@@ -94,6 +97,8 @@ class HeadField(nn.Module):
         self.colour_input = nn.Linear(config.geometry_features, width, bias=False)
         self.colour_code = nn.Linear(config.latent_size, width)
         self.colour_direction = nn.Linear(DIRECTION_SIZE, width, bias=False)
+        if not config.view_dependent:
+            nn.init.zeros_(self.colour_direction.weight).requires_grad_(False)
         self.colour_face = nn.Linear(face, config.face_regions * width, bias=False)
         self.colour_eyes = nn.Linear(eyes, self.eye_regions * width, bias=False) if eyes else None
         self.colour_hidden = nn.Sequential(*hidden_layers(width, config.colour_layers), nn.Linear(width, 3))

@@ -21,16 +21,18 @@ from nerfstudio.models.base_model import Model, ModelConfig
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from dialogue_nerfstudio.conversation import DialogueError
+from dialogue_nerfstudio.conversation import Camera, DialogueError
 from dialogue_nerfstudio.fields.frame_codes import FrameCodes
 from dialogue_nerfstudio.fields.head_field import HeadField, HeadFieldConfig
 from dialogue_nerfstudio.fields.participant_grids import GridSharing
 from dialogue_nerfstudio.fields.signal_encoder import HeadSignal, SignalEncoder, SignalEncoderConfig
 from dialogue_nerfstudio.fields.torso_field import TorsoField, TorsoFieldConfig
 from dialogue_nerfstudio.metrics.images import image_metrics, label_regions
+from dialogue_nerfstudio.metrics.seam import seam_metrics
 from dialogue_nerfstudio.nerf.compatibility import CHECKPOINT_FORMAT, GRID_LAYOUT, check_compatible, grid_size
 from dialogue_nerfstudio.nerf.dataparser import RecordedPerson
 from dialogue_nerfstudio.nerf.fast_rendering import PictureRays, RayCache, fast_outputs, fast_sources
+from dialogue_nerfstudio.nerf.geometry_priors import BodyProxies, GeometryPriorConfig, opacity_loss, yaw_pitch_roll
 from dialogue_nerfstudio.nerf.losses import binary_entropy, mask_loss
 from dialogue_nerfstudio.nerf.panel import DialoguePanel
 from dialogue_nerfstudio.nerf.patch_losses import PatchLoss, PatchLossName, patch_loss
@@ -121,6 +123,9 @@ class DialogueModelConfig(ModelConfig):
     clamp_views: bool = False
     """Whether a camera beyond what training saw (see nerf/view_range.py) is swung back to where the body is known,
     instead of a warning."""
+
+    geometry: GeometryPriorConfig = field(default_factory=GeometryPriorConfig)
+    """What is known of a body's shape beyond what one camera saw."""
 
     photometric_coefficient: float = 1.0
     """Squared colour error: DFA-NeRF equation 11, DialogueNeRF section 4.2."""
@@ -224,6 +229,7 @@ class DialogueModel(Model):
         self.register_buffer(
             "residual_scale", signals.residual[:, train_frames].std(dim=1, unbiased=False).clamp_min(1e-3)
         )
+        self.proxies: Optional[BodyProxies] = None
         self.trained_drives: Set[str] = set()
         trained = torch.zeros(self.num_frames, dtype=torch.bool)
         trained[train_frames] = True
@@ -414,6 +420,9 @@ class DialogueModel(Model):
     def _scaled_pose(self, participant: int, frames: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch 6"]:
         """et of frames, scaled; beyond the poses of training the torso holds still rather than guess."""
         et = torch.cat([self.signal_euler[participant, frames], self.signal_translation[participant, frames]], dim=-1)
+        return self._scale_pose(participant, et)
+
+    def _scale_pose(self, participant: int, et: Float[Tensor, "*batch 6"]) -> Float[Tensor, "*batch 6"]:
         return ((et - self.et_middle[participant]) / self.et_range[participant]).clamp(-0.75, 0.75)
 
     def _check_trained(self, from_audio: Bool[Tensor, " F"]) -> None:
@@ -483,6 +492,13 @@ class DialogueModel(Model):
                 regularised["correction_squared"] = conditions.correction.square().mean()
             if conditions.signal.appearance is not None:
                 regularised["appearance_squared"] = conditions.signal.appearance.square().mean()
+            if self.proxies is not None and self.config.geometry.surface_coefficient > 0:
+                regularised["surface"] = sum(
+                    self.proxies.surface_loss(part, samples.points, weights, conditions.participant)
+                    for part, (samples, weights) in enumerate(
+                        zip(marched.samples, marched.composite.weights, strict=True)
+                    )
+                ) / len(origins)
         seen = marched.composite
         remaining = 1.0 - seen.accumulation
         return {
@@ -613,6 +629,7 @@ class DialogueModel(Model):
             parts.append(
                 self.render_rays(origins[rays], directions[rays], rows[rays] - first, conditions, background, distance)
             )
+        virtual = self._virtual_opacity(int(pair_participants[0])) if self._virtual_step() else None
         outputs = {
             name: torch.cat([part[name] for part in parts])
             if parts[0][name].ndim
@@ -622,7 +639,38 @@ class DialogueModel(Model):
         if order is not None:
             back = torch.argsort(order)
             outputs = {name: value[back] if value.ndim else value for name, value in outputs.items()}
+        if virtual is not None:
+            outputs["virtual"] = virtual
         return outputs
+
+    def _virtual_step(self) -> bool:
+        """Whether this training step has a virtual camera, by chance."""
+        geometry = self.config.geometry
+        if not self.training or self.proxies is None or geometry.virtual_coefficient <= 0:
+            return False
+        return float(torch.rand(())) * geometry.virtual_interval < 1.0
+
+    def _virtual_opacity(self, participant: int) -> Float[Tensor, ""]:
+        """How wrongly rays of a camera and head pose that nobody recorded stop or pass."""
+        assert self.proxies is not None
+        frame = torch.randint(self.num_frames, (1,), device=self.device)
+        conditions = self.conditions(participant, frame, self._drive())
+        with torch.autocast(self.device.type, enabled=False):
+            rotation = self.proxies.turned(conditions.rotation[0])
+            pose = torch.cat([yaw_pitch_roll(rotation), conditions.translation[0]])
+            et = self._scale_pose(participant, pose[None])
+            conditions = replace(
+                conditions,
+                rotation=rotation[None],
+                # A history of the pose, where there is one, stays.
+                et=torch.cat([et, conditions.et[:, et.shape[-1] :]], dim=-1),
+            )
+            rays = self.proxies.virtual_rays(participant, self.config.geometry.virtual_rays)
+            in_head = rays_into(*rays, rotation, conditions.translation[0])
+            stop, go = self.proxies.targets(*rays, *in_head, participant)
+        nothing, first = torch.zeros_like(rays[0]), torch.zeros_like(stop, dtype=torch.int64)
+        outputs = self.render_rays(*rays, first, conditions, nothing, nothing[:, 0])
+        return opacity_loss(outputs["accumulation"][:, 0], stop, go)
 
     def _drive(self) -> Drive:
         return self.config.drive if self.training else self.panel.drive
@@ -806,14 +854,20 @@ class DialogueModel(Model):
     def _weights_in_place(self) -> ContextManager[None]:
         return self.weight_average.hidden() if "weight_average" in self._modules else nullcontext()
 
+    def set_proxies(self, volumes: List[Tuple[np.ndarray, np.ndarray]], cameras: List[Camera]) -> None:
+        """Takes the proxies of all participants' (head, torso), for training; see nerf/geometry_priors.py."""
+        boxes = [torch.stack([grid.box for grid in grids]) for grids in (self.head_occupancy, self.torso_occupancy)]
+        self.proxies = BodyProxies(self.config.geometry, *boxes, volumes, cameras)
+
     @torch.no_grad()
     def carve(self, participant: int, head: Bool[Tensor, " cells"], torso: Bool[Tensor, " cells"]) -> None:
-        """Rules out, for ever, the cells outside a participant's visual hulls."""
-        for hulls, grids, hull in (
-            (self.head_hull, self.head_occupancy, head),
-            (self.torso_hull, self.torso_occupancy, torso),
+        """Rules out, for ever, the cells outside a participant's visual hulls, and away from the proxies' surfaces."""
+        for part, (hulls, grids, hull) in enumerate(
+            ((self.head_hull, self.head_occupancy, head), (self.torso_hull, self.torso_occupancy, torso))
         ):
             hulls[participant] = hull.to(self.device)
+            if self.proxies is not None:
+                hulls[participant] &= self.proxies.shell(part, participant, self.config.occupancy.resolution)
             grids[participant].occupied &= hulls[participant]
 
     @torch.no_grad()
@@ -857,6 +911,10 @@ class DialogueModel(Model):
             losses["entropy"] = config.entropy_coefficient * binary_entropy(outputs["accumulation"])
         if "spread" in outputs and config.spread_coefficient > 0:
             losses["spread"] = config.spread_coefficient * outputs["spread"]
+        if "surface" in outputs:
+            losses["surface"] = config.geometry.surface_coefficient * outputs["surface"]
+        if "virtual" in outputs:
+            losses["virtual"] = config.geometry.virtual_coefficient * outputs["virtual"]
         if "gate_mean" in outputs and config.gate_coefficient > 0:
             losses["gate"] = config.gate_coefficient * outputs["gate_mean"]
         if "shift_squared" in outputs and config.deformation_coefficient > 0:
@@ -877,13 +935,15 @@ class DialogueModel(Model):
     def get_image_metrics_and_images(
         self, outputs: Dict[str, Tensor], batch: Dict[str, Any]
     ) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
-        """PSNR and SSIM of the full frame and its regions (see metrics/images.py), and pictures for the log."""
+        """PSNR and SSIM of the full frame and its regions (see metrics/images.py), the error at the seam (see
+        metrics/seam.py), and pictures for the log."""
         image, rgb = batch["image"].to(self.device), outputs["rgb"].clamp(0.0, 1.0)
         labels = batch["label"].squeeze(-1)
         regions = label_regions(labels)
         for name in ("mouth", "eyes"):
             regions[name] = _box_mask(batch[f"{name}_box"], *labels.shape)
         metrics = image_metrics(rgb.cpu(), image.cpu(), {name: region.cpu() for name, region in regions.items()})
+        metrics.update(seam_metrics(rgb.cpu(), image.cpu(), outputs["accumulation"].squeeze(-1).cpu(), labels.cpu()))
         images = {
             "image": torch.cat([image, rgb, (4.0 * (image - rgb).abs()).clamp(0.0, 1.0)], dim=1),
             "head_and_torso": torch.cat([outputs["head"], outputs["torso"]], dim=1).expand(-1, -1, 3),

@@ -14,6 +14,7 @@ from torch.cuda.amp.grad_scaler import GradScaler
 from dialogue_nerfstudio.conversation import DialogueError
 from dialogue_nerfstudio.conversation.video import HEAD, NECK, TORSO
 from dialogue_nerfstudio.nerf.datamanager import DialogueDataManager, DialogueDataManagerConfig
+from dialogue_nerfstudio.nerf.geometry_priors import person_proxy
 from dialogue_nerfstudio.nerf.hull import visual_hull
 from dialogue_nerfstudio.nerf.memory import keep_freed_memory
 from dialogue_nerfstudio.nerf.model import DialogueModelConfig
@@ -100,18 +101,30 @@ class DialoguePipeline(VanillaPipeline):
             return super().get_average_eval_image_metrics(step, output_path, get_std)
 
     def _carve(self) -> None:
-        """Gives the model the visual hulls of the training frames."""
+        """Gives the model the visual hulls of the training frames and, where wanted, the proxies of the bodies."""
         conversation, resolution = self.datamanager.dataparser.conversation, self.config.model.occupancy.resolution
+        priors = self.config.model.geometry
         probes = conversation.train_frames[:: max(1, len(conversation.train_frames) // HULL_FRAMES)]
         identity = np.eye(4)[:3]
-        for index, (person, store) in enumerate(zip(conversation.participants, self.datamanager.stores, strict=True)):
+        hulls, volumes = [], []
+        for person, store in zip(conversation.participants, self.datamanager.stores, strict=True):
             poses = [_head_transform(person.motion.head_pose[frame]) for frame in probes]
             labels = [store.labels[frame] for frame in probes]
             head = visual_hull(person.head_box, resolution, person.camera, zip(poses, labels, strict=True), (HEAD,))
+            # A proxy says where a hidden neck is; without one the torso ends where the head hides it.
+            body = (TORSO, NECK, HEAD) if priors.enabled else (TORSO, NECK)
             torso = visual_hull(
-                person.torso_box, resolution, person.camera, ((identity, label) for label in labels), (TORSO, NECK)
+                person.torso_box, resolution, person.camera, ((identity, label) for label in labels), body
             )
-            self.model.carve(index, torch.from_numpy(head), torch.from_numpy(torso))
+            hulls.append((torch.from_numpy(head), torch.from_numpy(torso)))
+            if priors.enabled:
+                frames = list(zip(poses, labels, strict=True))
+                volumes.append(person_proxy(priors, person.camera, person.head_box, person.torso_box, frames))
+        if priors.enabled:
+            cameras = [person.camera for person in conversation.participants]
+            self.model.set_proxies(volumes, cameras)
+        for index, (head, torso) in enumerate(hulls):
+            self.model.carve(index, head, torso)
 
 
 def _head_transform(head_pose: Float[np.ndarray, "6"]) -> Float[np.ndarray, "3 4"]:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dialogue_nerfstudio.conversation.errors import DialogueError
-from dialogue_nerfstudio.conversation.files import atomic_path
+from dialogue_nerfstudio.conversation.files import atomic_path, write_npz
 
 SAMPLE_RATE = 16_000
 """The one sample rate (Hz) of sound inside this package."""
@@ -211,6 +211,25 @@ def prosody_features(
 AUDIO_FEATURES: dict[str, Callable[..., np.ndarray]] = {"mel": mel_features, "prosody": prosody_features}
 """Every extractor by the name of its file features/<name>.npz; each is called (audio, sample_rate, num_frames, fps) ->
 float32 [num_frames, ...]."""
+
+
+def write_features(
+    folder: Path,
+    audio: Float[np.ndarray, " num_samples"],
+    sample_rate: int,
+    num_frames: int,
+    fps: float = 25.0,
+    progress: Callable[[float], None] = lambda _: None,
+) -> None:
+    """Writes features/<name>.npz of every extractor into a conversation's folder.
+
+    Raises:
+        DialogueError: the disk is full.
+    """
+    for index, (name, extractor) in enumerate(AUDIO_FEATURES.items()):
+        features = extractor(audio, sample_rate, num_frames, fps)
+        write_npz(folder / "features" / f"{name}.npz", features=features.astype(np.float32))
+        progress((index + 1) / len(AUDIO_FEATURES))
 
 
 def _at_16k(audio: Float[np.ndarray, " num_samples"], sample_rate: int) -> Float[np.ndarray, " num_resampled"]:

@@ -510,7 +510,7 @@ class Processing:
     # Sound.
 
     def write_audio(self, progress: Callable[[float], None]) -> None:
-        from dialogue_nerfstudio.process.audio_features import AUDIO_FEATURES, load_audio, save_wav
+        from dialogue_nerfstudio.process.audio_features import load_audio, save_wav, write_features
 
         length = round(self.num_frames / FPS * SAMPLE_RATE)
         tracks = []
@@ -525,10 +525,7 @@ class Processing:
         if len(tracks) > 1:
             for person, participant in zip(self.people, self.ids, strict=True):
                 save_wav(self.output / "audio" / f"{participant}.wav", tracks[person["source"]])
-        for index, (name, extractor) in enumerate(AUDIO_FEATURES.items()):
-            features = extractor(mix, SAMPLE_RATE, self.num_frames, FPS)
-            write_npz(self.output / "features" / f"{name}.npz", features=features.astype(np.float32))
-            progress((index + 1) / len(AUDIO_FEATURES))
+        write_features(self.output, mix, SAMPLE_RATE, self.num_frames, FPS, progress)
 
     def find_voices(self, progress: Callable[[float], None]) -> None:
         from dialogue_nerfstudio.process.audio_features import load_audio

@@ -9,12 +9,15 @@ from dialogue_nerfstudio.conversation.simulate.sample import (
     simulate_conversation,
     simulate_people,
 )
+from dialogue_nerfstudio.conversation.simulate.truth import TrueView, TruthRenderer
 
 __all__ = [
     "Person",
     "PersonState",
     "SimulatedPerson",
     "SimulationConfig",
+    "TrueView",
+    "TruthRenderer",
     "cast",
     "render_background",
     "render_person",
