@@ -1,6 +1,7 @@
 """Writes this folder's ready experiments from the method's own configuration: python configs/write_configs.py
 
-Run one with `ns-train dialogue-nerf --load-config configs/laptop.yml`; it trains on data/chat unless you edit `data`.
+Run one with `ns-train dialogue-nerf --load-config configs/laptop.yml` (any method's name does); it trains on data/chat
+unless you edit `data`.
 """
 
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Dict
 
 import yaml
 
-from dialogue_nerfstudio.nerf.config import method
+from dialogue_nerfstudio.nerf.config import large_method, method, paper_method
 from dialogue_nerfstudio.nerf.trainer import DialogueTrainerConfig
 
 FOLDER = Path(__file__).parent
@@ -34,7 +35,35 @@ def one_network() -> DialogueTrainerConfig:
     return config
 
 
-EXPERIMENTS = {"laptop.yml": laptop, "gpu.yml": gpu, "one_network.yml": one_network}
+def large() -> DialogueTrainerConfig:
+    """Larger grids and networks at 512 pixels with CUDA: dialogue-nerf-large."""
+    return large_method(cuda=True)
+
+
+def large_laptop() -> DialogueTrainerConfig:
+    """Larger grids and networks at 256 pixels on a CPU, hours: dialogue-nerf-large."""
+    return large_method(cuda=False)
+
+
+def paper() -> DialogueTrainerConfig:
+    """The renderer as published at 512 pixels with CUDA, 600,000 iterations: dialogue-nerf-paper."""
+    return paper_method(cuda=True)
+
+
+def paper_laptop() -> DialogueTrainerConfig:
+    """The renderer as published at 64 pixels on a CPU, to see it work: dialogue-nerf-paper."""
+    return paper_method(cuda=False)
+
+
+EXPERIMENTS = {
+    "laptop.yml": laptop,
+    "gpu.yml": gpu,
+    "one_network.yml": one_network,
+    "large.yml": large,
+    "large_laptop.yml": large_laptop,
+    "paper.yml": paper,
+    "paper_laptop.yml": paper_laptop,
+}
 
 
 def texts() -> Dict[str, str]:

@@ -12,9 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dialogue_nerfstudio.conversation.errors import DialogueError
+from dialogue_nerfstudio.encodings.frequency import FrequencyEncoding
 from dialogue_nerfstudio.encodings.hash_grid import HashGrid, HashGridConfig
 
-EncodingName = Literal["grid", "tri-plane"]
+EncodingName = Literal["grid", "tri-plane", "frequency"]
 
 PLANES = ((0, 1), (1, 2), (0, 2))
 """The axes of a tri-plane's planes: frontal, sagittal and horizontal."""
@@ -55,8 +56,8 @@ def spatial_encoding(name: str, grid: HashGridConfig) -> nn.Module:
     """The encoding of that name over a unit box.
 
     Args:
-        name: "grid", one hash grid over space, or "tri-plane".
-        grid: the size of the hash grid or of each plane.
+        name: "grid", one hash grid over space, "tri-plane", or "frequency", NeRF's positional encoding.
+        grid: the size of the hash grid or of each plane; of the positional encoding, its levels are the octaves.
 
     Raises:
         DialogueError: there is no such encoding.
@@ -65,4 +66,6 @@ def spatial_encoding(name: str, grid: HashGridConfig) -> nn.Module:
         return HashGrid(grid)
     if name == "tri-plane":
         return TriPlane(grid)
-    raise DialogueError(f"there is no encoding '{name}'; choose grid or tri-plane.")
+    if name == "frequency":
+        return FrequencyEncoding(grid.num_levels)
+    raise DialogueError(f"there is no encoding '{name}'; choose grid, tri-plane or frequency.")

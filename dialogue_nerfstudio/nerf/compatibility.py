@@ -35,6 +35,10 @@ def check_compatible(state: Optional[Dict[str, Any]], own: Dict[str, Any]) -> No
             f"the checkpoint has format {state['format']}, this program knows up to {CHECKPOINT_FORMAT}; "
             "upgrade dialogue-nerfstudio."
         )
+    if state.get("renderer", "grid") != "grid":
+        raise DialogueError(
+            "the checkpoint was written by dialogue-nerf-paper; load the config.yml that was saved with it."
+        )
     if state["grid_layout"] != own["grid_layout"] or state["kernel"] not in KNOWN_KERNELS:
         raise DialogueError(
             f"the checkpoint was trained with the hash-grid kernel '{state['kernel']}' (layout "

@@ -55,6 +55,8 @@ class DialogueDataManagerConfig(VanillaDataManagerConfig):
     """Share drawn from the boxes of the eyes."""
     border_share: float = 0.12
     """Share drawn from where labels change: silhouette, neckline, chin. The rest falls where the person ever is."""
+    picture_share: float = 0.0
+    """Share drawn evenly from the whole picture, background included."""
     lip_stage_share: float = 0.0
     """Share of training, at its end, in which every second step shows whole patches around the mouth and nothing else,
     for the model's lip patch loss (RAD-NeRF's and ER-NeRF's lips stage); 0 for no such stage."""
@@ -205,6 +207,7 @@ class RaySampler:
             (config.border_share, lambda: np.flatnonzero(_borders(labels))),
             (config.mouth_share, lambda: _box_pixels(self._regions.mouth[frame], width)),
             (config.eyes_share, lambda: _box_pixels(self._regions.eyes[frame], width)),
+            (config.picture_share, lambda: np.arange(labels.size)),
         ):
             count = round(share * num_rays)
             if count and len(pixels := candidates()):

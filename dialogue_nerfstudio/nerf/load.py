@@ -8,6 +8,7 @@ import yaml
 from nerfstudio.engine.trainer import TrainerConfig
 
 from dialogue_nerfstudio.conversation import DialogueError
+from dialogue_nerfstudio.nerf.config import METHODS
 from dialogue_nerfstudio.nerf.config_reader import read_yaml
 from dialogue_nerfstudio.nerf.pipeline import DialoguePipeline
 
@@ -49,8 +50,8 @@ def read_config(config_path: Path) -> TrainerConfig:
         config = read_yaml(config_path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DialogueError(f"{config_path} is not a readable config ({error}); train again.") from error
-    if not isinstance(config, TrainerConfig) or config.method_name != "dialogue-nerf":
-        raise DialogueError(f"{config_path} is not a config of the method dialogue-nerf.")
+    if not isinstance(config, TrainerConfig) or config.method_name not in METHODS:
+        raise DialogueError(f"{config_path} is not a config of the method dialogue-nerf (or -large, or -paper).")
     return config
 
 

@@ -197,25 +197,7 @@ class DialogueModel(Model):
             self.register_buffer(f"signal_{name}", tensor, persistent=False)
         self.plates = Plates([person.camera for person in people], [person.plate for person in people])
 
-        head_boxes = torch.tensor(np.stack([person.head_box for person in people]), dtype=torch.float32)
-        torso_boxes = torch.tensor(np.stack([person.torso_box for person in people]), dtype=torch.float32)
-        self.signal_encoder = SignalEncoder(
-            self.config.signals, len(people), signals.expression.shape[-1], signals.residual.shape[-1]
-        )
-        self.head_field = HeadField(
-            self.config.head,
-            self.config.grid_sharing,
-            head_boxes,
-            self.config.signals.audio.code_size,
-            self.config.signals.eyes_code_size,
-        )
-        self.torso_field = TorsoField(self.config.torso, self.config.grid_sharing, torso_boxes)
-
-        self.head_occupancy = nn.ModuleList(OccupancyGrid(box, self.config.occupancy) for box in head_boxes)
-        self.torso_occupancy = nn.ModuleList(OccupancyGrid(box, self.config.occupancy) for box in torso_boxes)
-
-        for name, grids in (("head_hull", self.head_occupancy), ("torso_hull", self.torso_occupancy)):
-            self.register_buffer(name, torch.ones(len(people), len(grids[0].occupied), dtype=torch.bool))
+        self.build_fields(people, signals)
 
         et = torch.cat([signals.euler, signals.translation], dim=-1)[:, train_frames]
         middle = 0.5 * (et.amax(dim=1) + et.amin(dim=1))
@@ -268,6 +250,28 @@ class DialogueModel(Model):
             self.config.scene.placement,
             self._front_of_scene,
         )
+
+    def build_fields(self, people: List[RecordedPerson], signals: ConversationSignals) -> None:
+        """Makes what is trained, and what culls it."""
+        head_boxes = torch.tensor(np.stack([person.head_box for person in people]), dtype=torch.float32)
+        torso_boxes = torch.tensor(np.stack([person.torso_box for person in people]), dtype=torch.float32)
+        self.signal_encoder = SignalEncoder(
+            self.config.signals, len(people), signals.expression.shape[-1], signals.residual.shape[-1]
+        )
+        self.head_field = HeadField(
+            self.config.head,
+            self.config.grid_sharing,
+            head_boxes,
+            self.config.signals.audio.code_size,
+            self.config.signals.eyes_code_size,
+        )
+        self.torso_field = TorsoField(self.config.torso, self.config.grid_sharing, torso_boxes)
+
+        self.head_occupancy = nn.ModuleList(OccupancyGrid(box, self.config.occupancy) for box in head_boxes)
+        self.torso_occupancy = nn.ModuleList(OccupancyGrid(box, self.config.occupancy) for box in torso_boxes)
+
+        for name, grids in (("head_hull", self.head_occupancy), ("torso_hull", self.torso_occupancy)):
+            self.register_buffer(name, torch.ones(len(people), len(grids[0].occupied), dtype=torch.bool))
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
 
