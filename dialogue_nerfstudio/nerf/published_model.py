@@ -57,6 +57,8 @@ class PublishedModelConfig(DialogueModelConfig):
     _target: Type = field(default_factory=lambda: PublishedModel)
     eval_num_rays_per_chunk: int = 1024
     """Rays rendered at a time; a layer's outputs of 64 samples each need 64 kB a ray."""
+    fast_inference: bool = False
+    """Stays off: the compiled march is of this package's own fields."""
     network: PublishedFieldConfig = field(default_factory=PublishedFieldConfig)
     """The one network of all heads and torsos."""
     samples: int = 64
@@ -80,8 +82,8 @@ class PublishedModel(DialogueModel):
     config: PublishedModelConfig
 
     def build_fields(self, people: List[RecordedPerson], signals: ConversationSignals) -> None:
-        own = DialogueModelConfig()
-        for option in fields(own):
+        own = PublishedModelConfig()
+        for option in fields(DialogueModelConfig):
             if option.name.startswith("_") or option.name in USED_OPTIONS:
                 continue
             if getattr(self.config, option.name) != getattr(own, option.name):
