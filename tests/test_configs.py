@@ -27,9 +27,10 @@ def test_files_are_up_to_date(texts):
         assert stored == read_yaml(text), f"{name} is old: run python configs/write_configs.py"
 
 
-def test_configs_name_the_method_and_a_conversation(texts):
-    for text in texts.values():
+def test_configs_name_a_method_and_a_conversation(texts):
+    for name, text in texts.items():
         config = read_yaml(text)
-        assert config.method_name == "dialogue-nerf"
+        kind = name.removesuffix(".yml").split("_")[0]
+        assert config.method_name == f"dialogue-nerf-{kind}" if kind in ("large", "paper") else "dialogue-nerf"
         assert config.pipeline.datamanager.data == Path("data/chat")
         assert yaml.dump(config) == text.split("\n", 1)[1]
