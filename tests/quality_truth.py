@@ -39,6 +39,7 @@ def good_person() -> ParticipantQuality:
         speaking=time < 12,
         lips=None,
         eye_distance=90.0,
+        tilt=3.0,
         pictures=good_pictures(),
     )
 

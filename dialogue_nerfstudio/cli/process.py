@@ -67,6 +67,10 @@ class Process:
     """Focal length in pixels of the person's picture; twice its width if not given."""
     ipd: float = 0.063
     """Distance between the pupils, metres: what gives the scene its scale."""
+    audio: tuple[Path, ...] = ()
+    """Sound in place of the videos' own: one file of everybody, or one for each video."""
+    without_sound: bool = False
+    """Take videos without sound; expressions then drive everybody."""
     rttm: Optional[Path] = None
     """Who speaks when, as RTTM with the participants' ids as speakers; found automatically if not given."""
     eval_fraction: float = 0.1
@@ -95,6 +99,8 @@ class Process:
             size=self.size,
             focal=self.focal,
             ipd=self.ipd,
+            audio=self.audio,
+            without_sound=self.without_sound,
             rttm=self.rttm,
             eval_fraction=self.eval_fraction,
             max_lost_seconds=self.max_lost_seconds,

@@ -138,8 +138,13 @@ def _is_cover(stream: av.VideoStream) -> bool:
     return bool(stream.disposition & stream.disposition.__class__.attached_pic)
 
 
-def probe(path: Path, fps: float = FPS) -> SourceVideo:
+def probe(path: Path, fps: float = FPS, needs_sound: bool = True) -> SourceVideo:
     """Reads a file's timestamps (not its pictures) and plans its resampling.
+
+    Args:
+        path: the video.
+        fps: output rate.
+        needs_sound: whether a video without an audio track is refused.
 
     Raises:
         DialogueError: there is no file, it is no video, it has no audio track, or it is shorter than MIN_FRAMES.
@@ -151,8 +156,10 @@ def probe(path: Path, fps: float = FPS) -> SourceVideo:
         with av.open(str(path)) as container:
             if not any(not _is_cover(stream) for stream in container.streams.video):
                 raise DialogueError(f"{path} has no pictures: give a video of the people, not only their sound.")
-            if not container.streams.audio:
-                raise DialogueError(f"{path} has no audio track: give a video with sound.")
+            if needs_sound and not container.streams.audio:
+                raise DialogueError(
+                    f"{path} has no audio track: give a video with sound, its sound with --audio, or --without-sound."
+                )
             stream = _video_stream(container)
             context, time_base = stream.codec_context, stream.time_base
             nominal = float(stream.average_rate or fps)

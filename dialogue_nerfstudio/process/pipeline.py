@@ -80,6 +80,11 @@ class ProcessConfig:
     """Focal length in pixels of the person's picture; None is twice its width."""
     ipd: float = 0.063
     """Distance between the pupils, metres: what gives the scene its scale."""
+    audio: Tuple[Path, ...] = ()
+    """Sound in place of the videos' own, beginning with their first picture: one file of everybody, or one for each
+    video."""
+    without_sound: bool = False
+    """Take silence for the sound, so that videos without any can be used; nothing can then be driven by sound."""
     rttm: Optional[Path] = None
     """Who speaks when, with the participants' ids as speakers; None finds out by diarization."""
     eval_fraction: float = 0.1
@@ -143,6 +148,16 @@ def _check_options(config: ProcessConfig, paths: Sequence[Path]) -> None:
             f"{len(paths)} videos are one a person, but {config.num_people} people were asked for: "
             "give one video of everybody or leave num_people out."
         )
+    if config.audio and config.without_sound:
+        raise DialogueError("audio and without_sound exclude each other: give the sound, or go without.")
+    if len(config.audio) not in (0, 1, len(paths)):
+        raise DialogueError(
+            f"{len(config.audio)} sound files were given for {len(paths)} video(s): give one of everybody, or one for "
+            "each video in the same order."
+        )
+    for path in config.audio:
+        if not Path(path).is_file():
+            raise DialogueError(f"There is no file {path}: give the path of an audio file.")
     if config.shot is not None and config.shot < 1:
         raise DialogueError(f"shot must be at least 1, not {config.shot}.")
     if config.size is not None and (config.size < 64 or config.size % 2):
@@ -179,7 +194,9 @@ class Processing:
 
     def __init__(self, paths: List[Path], output: Path, config: ProcessConfig, progress: Optional[Progress]):
         self.paths, self.output, self.config = paths, output, config
-        self.sources: List[SourceVideo] = [probe(path) for path in paths]
+        self.sources: List[SourceVideo] = [
+            probe(path, needs_sound=not (config.audio or config.without_sound)) for path in paths
+        ]
         self.num_frames = min(source.num_frames for source in self.sources)
         self.runner = StageRunner(output, output / WORK_FOLDER, source_fingerprint(paths), progress)
 
@@ -258,7 +275,12 @@ class Processing:
             "audio",
             self.write_audio,
             [self.output / "audio.wav", self.output / "features" / "mel.npz", self.output / "features" / "prosody.npz"],
-            options={"num_frames": self.num_frames, "start": self.start},
+            options={
+                "num_frames": self.num_frames,
+                "start": self.start,
+                "audio": source_fingerprint(config.audio),
+                "without_sound": config.without_sound,
+            },
         )
         if given_roles is None:
             runner.run(
@@ -512,16 +534,18 @@ class Processing:
     def write_audio(self, progress: Callable[[float], None]) -> None:
         from dialogue_nerfstudio.process.audio_features import load_audio, save_wav, write_features
 
-        length = round(self.num_frames / FPS * SAMPLE_RATE)
+        first, length = (round(frames / FPS * SAMPLE_RATE) for frames in (self.start, self.num_frames))
+        files = [] if self.config.without_sound else self.config.audio or [source.path for source in self.sources]
         tracks = []
-        for source in self.sources:
-            first = round(self.start / FPS * SAMPLE_RATE)
-            track = load_audio(source.path)[first : first + length]
+        for path in files:
+            track = load_audio(Path(path))[first : first + length]
             tracks.append(np.pad(track, (0, length - len(track))))
-        mix = np.sum(tracks, axis=0)
+        mix = np.sum(tracks, axis=0, dtype=np.float32) if tracks else np.zeros(length, np.float32)
         # A sum of two recordings may clip; one alone is left as it is.
         mix = mix / max(1.0, float(np.abs(mix).max())) if len(tracks) > 1 else mix
         save_wav(self.output / "audio.wav", mix)
+        # An earlier run may have had other ones.
+        shutil.rmtree(self.output / "audio", ignore_errors=True)
         if len(tracks) > 1:
             for person, participant in zip(self.people, self.ids, strict=True):
                 save_wav(self.output / "audio" / f"{participant}.wav", tracks[person["source"]])
@@ -648,13 +672,17 @@ class Processing:
 
     def notes(self) -> List[str]:
         """What was decided without being asked, a sentence each."""
+        sound = []
+        if self.config.without_sound:
+            sound = ["There is no sound: train with --pipeline.model.drive expression."]
         if len(self.shots) == 1:
-            return []
+            return sound
         taken = 1 + [start for start, _ in self.shots].index(self.start)
         why = "as asked" if self.config.shot is not None else "the longest that shows the people"
         return [
+            *sound,
             f"The video has {len(self.shots)} shots ({describe_shots(self.shots, FPS)}); shot {taken} was taken, "
-            f"{why}. --shot N with another --output makes a conversation of another one."
+            f"{why}. --shot N with another --output makes a conversation of another one.",
         ]
 
     def roles_found(self) -> Dict[str, Any]:

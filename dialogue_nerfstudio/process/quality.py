@@ -109,6 +109,9 @@ BACKGROUND_CHANGE = 6.0
 CUT_SHARE = 0.5
 """Share of looks in which the head touches the picture's border."""
 
+TILTED = 45.0
+"""Tilt of the eyes' line (degrees, median) beyond which another side of the picture is up."""
+
 SMALL_EYES = 32.0
 """Distance between the eyes in the recording (px): at 32, the lips are about 20 px wide and teeth are not resolved."""
 
@@ -123,6 +126,9 @@ DISAGREEMENT = 0.3
 
 QUIET = -45.0
 """Level (dB of full scale, rms of the louder half) at which quantisation and noise drown consonants."""
+
+MISSING_SOUND = 0.1
+"""Share of the recording at its ends without any sound at all: a track that began late or broke off."""
 
 CLIPPED_SOUND = 1e-3
 """Share of samples at full scale: audible distortion."""
@@ -198,6 +204,8 @@ class ParticipantQuality:
     """None where this person never speaks alone for long enough."""
     eye_distance: float
     """Median, in pixels of the recording."""
+    tilt: float
+    """Median angle (degrees) by which the eyes' line is turned clockwise in the picture."""
     pictures: PictureQuality
 
     @property
@@ -219,6 +227,9 @@ class SoundQuality:
     """Decibels of full scale, rms of the louder half of the frames."""
     clipped: float
     """Share of samples at full scale."""
+    missing_start: float
+    missing_end: float
+    """Seconds of digital silence at the recording's ends."""
     envelope: Float[np.ndarray, " num_frames"]
     """`speech_envelope`."""
 
@@ -315,10 +326,14 @@ def measure_sound(audio: Float[np.ndarray, " num_samples"], num_frames: int, fps
     frame = round(SAMPLE_RATE / fps)
     blocks = audio[: len(audio) // frame * frame].reshape(-1, frame)
     powers = np.sort((blocks.astype(np.float64) ** 2).mean(axis=1))
+    # Sixteen bits resolve no less than this.
+    heard = np.flatnonzero(np.abs(audio) > 1.0 / 32768.0)
     louder = powers[len(powers) // 2 :].mean() if len(powers) else 0.0
     return SoundQuality(
         level=float(10.0 * np.log10(louder + 1e-12)),
         clipped=float((np.abs(audio) >= 0.999).mean()) if len(audio) else 0.0,
+        missing_start=float(heard[0] / SAMPLE_RATE) if len(heard) else num_frames / fps,
+        missing_end=float(max(num_frames / fps - (heard[-1] + 1) / SAMPLE_RATE, 0.0)) if len(heard) else 0.0,
         envelope=speech_envelope(audio, num_frames, fps),
     )
 
@@ -391,6 +406,7 @@ def measure_participant(
     eyes = eye_centers(landmarks[visible] if visible.any() else landmarks)
     crop = participant.source.get("crop")
     enlarged = participant.camera.width / (crop[2] - crop[0]) if crop else 1.0
+    across = np.median(eyes[:, 0] - eyes[:, 1], axis=0)
     return ParticipantQuality(
         id=participant.id,
         visible=visible,
@@ -404,6 +420,7 @@ def measure_participant(
         speaking=speaking[:, column],
         lips=lip_sync(opening, envelope, alone, fps),
         eye_distance=float(np.median(np.linalg.norm(eyes[:, 0] - eyes[:, 1], axis=-1))) / enlarged,
+        tilt=float(np.degrees(np.arctan2(across[1], across[0]))),
         pictures=measure_pictures(conversation, participant, landmarks),
     )
 
@@ -505,6 +522,13 @@ def _tracking_findings(person: ParticipantQuality, fps: float, say: Say) -> None
             "problem",
             f"Tracking slips in {slips.sum()} frames, worst at {worst / fps:.1f} s.",
             "Look at those frames: if the face is hidden or blurred there, cut them out of the video.",
+        )
+    if abs(person.tilt) > TILTED:
+        how = "transpose=1,transpose=1" if abs(person.tilt) > 135 else f"transpose={2 if person.tilt > 0 else 1}"
+        say(
+            "problem",
+            f"The face is not upright but turned by {abs(person.tilt):.0f}°: the video lacks its rotation tag.",
+            f"Turn it: ffmpeg -i IN -vf {how} OUT",
         )
     if person.motion < MIN_MOTION:
         say(
@@ -639,8 +663,17 @@ def conversation_findings(quality: Quality) -> List[Finding]:
             "Check that the video has its sound, or give the speakers with --rttm; training with "
             "--pipeline.model.drive expression needs no speech.",
         )
-    if sound.level < QUIET:
+    if sound.level < QUIET and sound.missing_start < seconds:
         say("problem", f"The sound is very quiet: {sound.level:.0f} dB of full scale.", "Amplify it before processing.")
+    missing = [(sound.missing_start, "first"), (sound.missing_end, "last")]
+    if MISSING_SOUND < sum(length for length, _ in missing) / seconds < 1.0:
+        where = " and the ".join(f"{which} {length:.1f} s" for length, which in missing if length > 0.5)
+        say(
+            "problem",
+            f"There is no sound at all in the {where} of {seconds:.1f} s.",
+            "If people speak there, the sound track is incomplete or in the wrong place: give the whole one with "
+            "--audio.",
+        )
     if sound.clipped > CLIPPED_SOUND:
         say("note", f"{sound.clipped:.1%} of the sound is clipped.", "Record at a lower gain.")
     if len(quality.participants) > 1 and roles.get("method") in ("lips", "voices+lips"):

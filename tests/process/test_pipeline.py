@@ -20,6 +20,7 @@ from dialogue_nerfstudio.conversation import DialogueError, SpeechSegment, load_
 from dialogue_nerfstudio.conversation.files import write_json
 from dialogue_nerfstudio.conversation.video import HEAD
 from dialogue_nerfstudio.process import boxes, diarization, face_mesh, faces, labels, landmarks, pipeline
+from dialogue_nerfstudio.process.audio_features import load_audio, save_wav
 from dialogue_nerfstudio.process.pipeline import ProcessConfig, process_video
 
 FRAMES, SIZE = 50, 128
@@ -315,6 +316,28 @@ def test_a_photograph_is_refused_but_not_against_the_user_s_will(monkeypatch, pe
     assert main(command) == 2 and not (tmp_path / "chat" / "conversation.json").exists()
 
 
+def test_sound_from_files_beside_the_videos(ideal_networks, people, tmp_path):
+    videos = [
+        write_video(tmp_path / f"{n}.mp4", [_picture(person, index, n) for index in range(FRAMES)])
+        for n, person in enumerate(people)
+    ]
+    sounds = [tmp_path / "a.wav", tmp_path / "b.wav"]
+    for path, amplitude in zip(sounds, (0.2, 0.5), strict=True):
+        save_wav(path, amplitude / 0.3 * tone(2.0))
+    with pytest.raises(DialogueError, match=r"0\.mp4 has no audio track.*--audio"):
+        process_video(videos, tmp_path / "chat")
+    made = process_video(videos, tmp_path / "chat", ProcessConfig(audio=tuple(sounds)))
+    assert np.abs(made.audio()[0]).max() == pytest.approx(0.7, abs=0.01)
+    assert np.abs(load_audio(tmp_path / "chat" / "audio" / "p1.wav")).max() == pytest.approx(0.5, abs=0.01)
+    calls = _Fake.calls
+    made = process_video(videos, tmp_path / "chat", ProcessConfig(audio=(sounds[0],)))
+    assert np.abs(made.audio()[0]).max() == pytest.approx(0.2, abs=0.01)
+    assert not (tmp_path / "chat" / "audio").exists() and _Fake.calls == calls
+    made = process_video(videos, tmp_path / "chat", ProcessConfig(without_sound=True))
+    assert not made.audio()[0].any() and _Fake.calls == calls
+    assert "drive expression" in json.loads((tmp_path / "chat" / "process.json").read_text())["notes"][0]
+
+
 def _cut_video(people, path: Path) -> Path:
     """Two seconds of an empty bright room, then both people, then another room; the sound grows at the first cut."""
     empty = [np.full((SIZE, 2 * SIZE, 3), 230, np.uint8)] * 60
@@ -376,6 +399,9 @@ def test_a_folder_that_holds_something_else_is_left_alone(ideal_networks, video,
     [
         (ProcessConfig(num_people=0), "num_people"),
         (ProcessConfig(shot=0), "shot"),
+        (ProcessConfig(audio=(Path("none.wav"),)), "none.wav"),
+        (ProcessConfig(audio=(Path("a.wav"), Path("b.wav"))), "2 sound files"),
+        (ProcessConfig(audio=(Path("a.wav"),), without_sound=True), "exclude"),
         (ProcessConfig(size=63), "size"),
         (ProcessConfig(size=99), "size"),
         (ProcessConfig(focal=-1.0), "focal"),

@@ -36,6 +36,10 @@ def said(person: ParticipantQuality) -> list:
     return [(finding.severity, finding.problem) for finding in participant_findings(person, FPS)]
 
 
+def sound_quality(**changes) -> SoundQuality:
+    return replace(SoundQuality(-20.0, 0.0, 0.1, 0.1, np.zeros(FRAMES)), **changes)
+
+
 def test_nothing_is_said_of_a_good_recording():
     assert said(good_person()) == []
 
@@ -55,6 +59,8 @@ def lag_of(seconds: float, peak: float = 0.6) -> LipSync:
         ("problem", "4.0 px", {"reprojection_error": np.full(FRAMES, 4.0)}),
         ("problem", "slips in 25 frames, worst at 8.0 s", {"reprojection_error": 0.9 + 3 * ~lost(200, 225)}),
         ("unusable", "photograph", {"motion": 0.05}),
+        ("problem", "turned by 88°", {"tilt": 88.0}),
+        ("problem", "turned by 175°", {"tilt": -175.0}),
         ("problem", "trembles by 0.40°", {"jitter": 0.4}),
         ("note", "No blink was found in 20 s", {"blinks": np.zeros(0)}),
         ("problem", "2.0 blinks a second", {"blinks": np.arange(40) / 2}),
@@ -100,7 +106,7 @@ def test_each_problem_of_the_pictures_is_found_alone(severity, words, changes):
 
 
 def recording(people: int = 2, **changes) -> Quality:
-    sound = SoundQuality(level=-20.0, clipped=0.0, envelope=np.zeros(FRAMES))
+    sound = sound_quality()
     roles = {"method": "voices+lips", "disagreement": 0.05, "reason": ""}
     return replace(Quality(FRAMES, FPS, [good_person()] * people, sound, roles), **changes)
 
@@ -109,8 +115,14 @@ def recording(people: int = 2, **changes) -> Quality:
     ("severity", "words", "changes"),
     [
         ("note", "short: 4.0 s", {"num_frames": 100}),
-        ("problem", "very quiet: -60 dB", {"sound": SoundQuality(-60.0, 0.0, np.zeros(FRAMES))}),
-        ("note", "1.0% of the sound is clipped", {"sound": SoundQuality(-9.0, 0.01, np.zeros(FRAMES))}),
+        ("problem", "very quiet: -60 dB", {"sound": sound_quality(level=-60.0)}),
+        ("problem", "no sound at all in the last 14.0 s of 20.0 s", {"sound": sound_quality(missing_end=14.0)}),
+        (
+            "problem",
+            "in the first 3.0 s and the last 2.0 s",
+            {"sound": sound_quality(missing_start=3.0, missing_end=2.0)},
+        ),
+        ("note", "1.0% of the sound is clipped", {"sound": sound_quality(clipped=0.01)}),
         ("problem", "disagree in 60%", {"roles": {"method": "voices+lips", "disagreement": 0.6}}),
         ("note", "one voice", {"roles": {"method": "lips", "disagreement": 0.1, "reason": "only one voice"}}),
         (
@@ -196,6 +208,15 @@ def test_level_and_clipping():
     sound = measure_sound(square, 25, FPS)
     assert sound.level == pytest.approx(-20.0, abs=0.01) and sound.clipped == 0.0
     assert measure_sound(np.where(np.arange(16000) % 10 == 0, 1.0, 0.0), 25, FPS).clipped == pytest.approx(0.1)
+
+
+def test_a_late_and_short_track():
+    audio = np.zeros(4 * 16000)
+    audio[16000:40000] = 0.1
+    sound = measure_sound(audio, 100, FPS)
+    assert sound.missing_start == pytest.approx(1.0) and sound.missing_end == pytest.approx(1.5)
+    silence = measure_sound(np.zeros(64000), 100, FPS)
+    assert silence.missing_start == pytest.approx(4.0) and silence.missing_end == 0.0
 
 
 def test_known_blur_is_ranked():
