@@ -312,14 +312,14 @@ class Avatars(nn.Module):
         self.head = HeadField(
             HeadFieldConfig(
                 grid=sizes.head_grid, hidden_width=sizes.width, colour_layers=2,
-                geometry_features=sizes.geometry_features, face_regions=sizes.regions,
+                geometry_features=sizes.geometry_features, face_regions=sizes.regions, half_inference=False,
             ),
             "per-participant", head_boxes, face=audio.code_size, eyes=signals.eyes_size,
         )  # fmt: skip
         self.torso = TorsoField(
             TorsoFieldConfig(
                 grid=sizes.torso_grid, hidden_width=sizes.width,
-                deformation=DeformationConfig(hidden_width=sizes.width, hidden_layers=3),
+                deformation=DeformationConfig(hidden_width=sizes.width, hidden_layers=3), half_inference=False,
             ),
             "per-participant", torso_boxes,
         )  # fmt: skip

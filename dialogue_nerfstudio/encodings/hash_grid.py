@@ -58,6 +58,12 @@ def is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
+@functools.cache
+def compiles_for(device: torch.device) -> bool:
+    """Whether Triton compiles for a CUDA device: Volta and newer. Taken for granted where there is none to ask."""
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= (7, 0)
+
+
 def triton_interprets() -> bool:
     """Whether Triton was told to run in its interpreter, which needs no CUDA device."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -110,7 +116,7 @@ def resolve_kernel(name: str, device: torch.device | str, dtype: torch.dtype = t
     device = torch.device(device)
     require_kernel(name)
     if name == "auto":
-        if device.type == "cuda" and dtype in TRITON_TABLE_TYPES and is_installed("triton"):
+        if device.type == "cuda" and dtype in TRITON_TABLE_TYPES and is_installed("triton") and compiles_for(device):
             return "triton"
         if device.type == "cpu" and dtype == torch.float32 and is_installed("numba"):
             return "numba"

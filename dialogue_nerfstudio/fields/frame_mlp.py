@@ -27,6 +27,9 @@ FUSED_WIDTHS = (16, 32, 64)
 MOST_INPUTS, MOST_OUTPUTS = 64, 64
 """Wider networks would not fit in the shared memory of every GPU."""
 
+SHARED_MEMORY = 99 * 1024
+"""Bytes that a program may use on every GPU since Ampere, and that the largest network nearly fills."""
+
 
 def can_fuse(hidden: nn.Sequential, num_inputs: int) -> bool:
     """Whether the fused kernel takes this network: ReLU, Linear or ReLU, Linear, ReLU, Linear, of few units."""
@@ -55,7 +58,8 @@ def resolve_mlp_kernel(name: str, device: torch.device, hidden: nn.Sequential, n
         return "torch"
     if name == "auto":
         half = device.type == "cuda" and torch.is_autocast_enabled("cuda")
-        return "triton" if half and is_installed("triton") and can_fuse(hidden, num_inputs) else "torch"
+        fits = half and is_installed("triton") and can_fuse(hidden, num_inputs) and has_room(device)
+        return "triton" if fits else "torch"
     if name != "triton":
         raise DialogueError(f'Unknown option mlp_kernel={name}: choose "auto", "torch" or "triton".')
     if not is_installed("triton"):
@@ -65,12 +69,26 @@ def resolve_mlp_kernel(name: str, device: torch.device, hidden: nn.Sequential, n
         )
     if device.type != "cuda" and not triton_interprets():
         raise DialogueError(f"The option mlp_kernel=triton needs a CUDA device, not {device}: use mlp_kernel=auto.")
+    if device.type == "cuda" and not has_room(device):
+        raise DialogueError(
+            f"The option mlp_kernel=triton needs {SHARED_MEMORY // 1024} KiB of shared memory a program (Ampere and "
+            "newer), which this GPU does not have: use mlp_kernel=auto."
+        )
     if not can_fuse(hidden, num_inputs):
         raise DialogueError(
             "The option mlp_kernel=triton takes one or two hidden layers of 16, 32 or 64 units, and up to 64 inputs "
             "and outputs: change the network's size, or use mlp_kernel=auto."
         )
     return "triton"
+
+
+@functools.cache
+def has_room(device: torch.device) -> bool:
+    """Whether a CUDA device has the shared memory that the fused kernel needs; Turing and older have not. Taken for
+    granted where there is none to ask."""
+    if not torch.cuda.is_available():
+        return True
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= SHARED_MEMORY
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dialogue_nerfstudio.encodings.hash_grid import HashGridConfig
+from dialogue_nerfstudio.encodings.precision import half_while_rendering
 from dialogue_nerfstudio.encodings.spatial import EncodingName
 from dialogue_nerfstudio.fields.conditioning import (
     DIRECTION_SIZE,
@@ -55,6 +56,8 @@ class HeadFieldConfig:
     view_dependent: bool = True
     """Whether colour depends on the direction it is seen from; one camera saw few directions, and from others the
     dependence is extrapolated. Off, its weights stay zero."""
+    half_inference: bool = True
+    """On CUDA, whether networks run in float16 while rendering, as RAD-NeRF's --fp16; positions stay float32."""
     initial_density: float = 3.0
     """Density of the untrained field, 1/m: about half of the light passes a head's depth of it."""
 
@@ -119,6 +122,7 @@ class HeadField(nn.Module):
             return face
         return torch.cat([face, eyes_layer(signal.eyes).view(num_frames, self.eye_regions, -1)], dim=1)
 
+    @half_while_rendering
     def density(
         self, positions: Float[Tensor, "n 3"], participant: int, signal: HeadSignal, counts: Sequence[int]
     ) -> Tuple[Float[Tensor, " n"], Float[Tensor, "n geometry"], Float[Tensor, "n regions"]]:
@@ -150,6 +154,7 @@ class HeadField(nn.Module):
         output = frame_mlp(inputs, matrices, counts, self.density_hidden, self.config.mlp_kernel)
         return exponential_density(output[:, 0], self.config.initial_density), output[:, 1:], gates
 
+    @half_while_rendering
     def colour(
         self,
         geometry: Float[Tensor, "n geometry"],

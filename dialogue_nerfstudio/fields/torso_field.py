@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dialogue_nerfstudio.encodings.hash_grid import HashGridConfig
+from dialogue_nerfstudio.encodings.precision import half_while_rendering
 from dialogue_nerfstudio.encodings.spatial import EncodingName
 from dialogue_nerfstudio.fields.conditioning import (
     exponential_density,
@@ -51,6 +52,8 @@ class TorsoFieldConfig:
     """Hidden layers between the grid and density and colour."""
     latent_size: int = 8
     """Width of z_shape and of z_app."""
+    half_inference: bool = True
+    """On CUDA, whether networks run in float16 while rendering, as RAD-NeRF's --fp16; positions stay float32."""
     initial_density: float = 3.0
     """Density of the untrained field, 1/m."""
 
@@ -79,6 +82,7 @@ class TorsoField(nn.Module):
         self.colour_code = nn.Linear(config.latent_size, 3)
         self.colour_output = nn.Linear(width, 3, bias=False)
 
+    @half_while_rendering
     def density(
         self,
         positions: Float[Tensor, "n 3"],
@@ -113,6 +117,7 @@ class TorsoField(nn.Module):
         density = exponential_density(self.density_output(hidden)[:, 0], self.config.initial_density)
         return density, hidden, shift
 
+    @half_while_rendering
     def colour(
         self,
         geometry: Float[Tensor, "n width"],

@@ -1,6 +1,9 @@
 """Networks with one first matrix a frame: the fused kernel against torch, in Triton's interpreter or on a GPU."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -117,6 +120,43 @@ def test_a_fused_network_asked_for_in_vain_is_refused(monkeypatch) -> None:
         resolve_mlp_kernel("triton", torch.device("cuda"), network(32, 2, 3), 16)
     with pytest.raises(DialogueError, match="mlp_kernel=cutlass"):
         resolve_mlp_kernel("cutlass", torch.device("cuda"), network(32, 2, 3), 16)
+
+
+COMPILE = """
+import triton, triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from dialogue_nerfstudio.fields import fused_mlp_kernel as kernels
+
+shape = {"NUM_INPUTS": 59, "WIDTH": 64, "NUM_OUTPUTS": 33, "INPUTS": 64, "OUTPUTS": 64, "HAS_MIDDLE": True}
+shape |= {"TYPE": tl.float16, "BLOCK": 64, "stride_column": 1, "grad_stride_column": 1, "out_stride_column": 1}
+kernel, constants, signature, attributes = kernels._backward_kernel, {}, {}, {}
+for index, argument in enumerate(kernel.arg_names):
+    if argument in shape:
+        constants[argument], signature[argument] = shape[argument], "constexpr"
+    elif "stride" in argument:
+        signature[argument] = "i32"
+    else:
+        signature[argument] = {"segments": "*i64", "grad_outputs": "*fp16"}.get(argument, "*fp32")
+        attributes[(index,)] = [["tt.divisibility", 16]]
+source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+compiled = triton.compile(source, target=GPUTarget("cuda", 89, 32), options={"num_warps": kernels.NUM_WARPS})
+print(compiled.metadata.shared, compiled.asm["ptx"].count("mma.sync"))
+"""
+
+
+@needs_triton
+@pytest.mark.slow
+def test_compiled_for_a_gpu_it_fits_and_uses_tensor_cores(tmp_path) -> None:
+    """Triton compiles for CUDA without a GPU: the backward of the preset's network, which needs most, for a GPU that
+    has least."""
+    script = tmp_path / "compile.py"
+    script.write_text(COMPILE)
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    result = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    shared, products = map(int, result.stdout.split())
+    assert 0 < shared <= module.SHARED_MEMORY and products > 0
 
 
 @needs_triton

@@ -1,10 +1,14 @@
 """Under autocast the deformation still learns: positions, poses and shifts are those of float32, bit for bit."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
 from dialogue_nerfstudio.encodings.hash_grid import HashGridConfig
+from dialogue_nerfstudio.encodings.precision import half_while_rendering
 from dialogue_nerfstudio.fields.torso_field import TorsoField, TorsoFieldConfig
 from dialogue_nerfstudio.rendering.rays import axis_angle_to_matrix, head_rays
 
@@ -64,3 +68,41 @@ def test_rays_and_poses_are_exact_under_autocast():
         assert axis_angle_to_matrix(pose[:, :3]).dtype == torch.float32
     for reference, value in zip(expected, moved, strict=True):
         assert value.dtype == torch.float32 and torch.equal(value, reference)
+
+
+@pytest.mark.parametrize(
+    ("on_cuda", "wanted", "gradients", "half"),
+    [(True, True, False, True), (False, True, False, False), (True, False, False, False), (True, True, True, False)],
+)
+def test_half_precision_is_for_rendering_on_cuda_only(on_cuda, wanted, gradients, half, monkeypatch):
+    entered = []
+    monkeypatch.setattr(torch, "autocast", lambda *arguments: entered.append(arguments) or nullcontext())
+
+    class Field:
+        config = SimpleNamespace(half_inference=wanted)
+
+        @half_while_rendering
+        def density(self, positions, scale):
+            return scale
+
+    class Placed(torch.Tensor):
+        is_cuda = on_cuda
+
+    with torch.set_grad_enabled(gradients):
+        assert Field().density(torch.zeros(1).as_subclass(Placed), scale=3) == 3
+    assert entered == ([("cuda", torch.float16)] if half else [])
+
+
+def test_float16_renders_what_float32_does(field):
+    """On the CPU's autocast, which rounds where CUDA's does: colours differ by less than a step of eight bits."""
+    points = BOX[0, 0] + torch.rand(500, 3) * (BOX[0, 1] - BOX[0, 0])
+    et = torch.rand(1, 6) - 0.5
+    values = []
+    with torch.no_grad():
+        for mixed in (False, True):
+            with torch.autocast("cpu", torch.float16, enabled=mixed):
+                density, hidden, _ = field.density(points, 0, et, [500])
+                values.append((density, field.colour(hidden, 0).float()))
+    assert values[1][0].dtype == torch.float32
+    assert (values[0][1] - values[1][1]).abs().max() < 1 / 255
+    assert ((values[0][0] - values[1][0]).abs() / values[0][0]).max() < 0.01
