@@ -12,6 +12,8 @@ from typing import Annotated, Any, Callable, Optional
 
 import tyro
 
+from dialogue_nerfstudio.conversation.errors import DialogueError
+
 PACKAGE = "dialogue-nerfstudio"
 
 REINSTALL = f"pip install --force-reinstall {PACKAGE}"
@@ -54,7 +56,8 @@ def probe(name: str, required: bool, needed_for: str, fix: str, action: Callable
         return Check(name, True, required, action(), needed_for)
     except Exception as error:  # a broken installation raises anything, and doctor's job is to say which
         reason = str(error).strip().splitlines()
-        detail = f"{type(error).__name__}: {reason[0] if reason else 'no message'}"
+        sentence = reason[0] if reason else "no message"
+        detail = sentence if isinstance(error, DialogueError) else f"{type(error).__name__}: {sentence}"
         return Check(name, False, required, detail, needed_for, fix)
 
 
