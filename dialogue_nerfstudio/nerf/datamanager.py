@@ -7,11 +7,11 @@ one at a time, for evaluation.
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Literal, Optional, Sequence, Tuple, Type, Union
+from typing import Callable, Dict, List, Literal, Optional, Sequence, Tuple, Type, Union
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import DataManager, VanillaDataManager, VanillaDataManagerConfig
@@ -22,10 +22,14 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dialogue_nerfstudio.conversation import Camera, Conversation, DialogueError
+from dialogue_nerfstudio.conversation.video import HEAD
 from dialogue_nerfstudio.metrics.images import LIP_CONTOUR
 from dialogue_nerfstudio.nerf.dataparser import ConversationDataParser, ConversationDataParserConfig
 from dialogue_nerfstudio.nerf.frame_store import FrameStore
 from dialogue_nerfstudio.nerf.landmarks import EYE_CONTOURS
+
+SPARE_TRIES, MOST_TRIES = 1.5, 32
+"""Tries for each pixel of a region that a mean frame would need one for, and at most."""
 
 REGION_MARGIN = 0.25
 """A region is its landmarks' bounding box, enlarged by this share of its longer side."""
@@ -169,15 +173,17 @@ class RaySampler:
         self._train_frames = np.asarray(train_frames)
         self._rng = np.random.default_rng(seed)
         probes = self._train_frames[:: max(1, len(self._train_frames) // 64)]
-        ever = np.any([store.labels[frame] > 0 for frame in probes], axis=0)
-        self._active = np.flatnonzero(_dilate(ever, 3))
+        labels = np.stack([store.labels[frame] for frame in probes])
+        self._active = _Pool.of(labels > 0)
+        self._head = _Pool.of(labels == HEAD)
+        self._border = _Pool.of(np.stack([_borders(frame) for frame in labels]))
 
     def draw(self, num_rays: int, num_frames: int) -> Tuple[Int[np.ndarray, " f"], List[Int[np.ndarray, " r"]]]:
         """Distinct frames in order, and flat pixel numbers in each."""
         num_frames = min(num_frames, len(self._train_frames), num_rays)
         frames = np.sort(self._rng.choice(self._train_frames, num_frames, replace=False))
         shares = np.diff(np.linspace(0, num_rays, num_frames + 1).astype(int))
-        return frames, [self._pixels(int(frame), int(share)) for frame, share in zip(frames, shares, strict=True)]
+        return frames, np.split(self._pixels(frames, shares), np.cumsum(shares)[:-1])
 
     def draw_patches(self, num_rays: int, side: int) -> Tuple[Int[np.ndarray, " f"], List[Int[np.ndarray, " r"]]]:
         """Distinct frames in order, and the flat pixel numbers of one patch in each, centred somewhere in the mouth's
@@ -197,25 +203,92 @@ class RaySampler:
         """Whether a mouth was tracked in any training frame."""
         return bool((self._regions.mouth[self._train_frames] > 0).any())
 
-    def _pixels(self, frame: int, num_rays: int) -> Int[np.ndarray, " r"]:
-        config, rng = self._config, self._rng
-        labels = self._store.labels[frame]
-        width = labels.shape[1]
-        drawn = []
-        for share, candidates in (
-            (config.face_share, lambda: np.flatnonzero(labels == 3)),
-            (config.border_share, lambda: np.flatnonzero(_borders(labels))),
-            (config.mouth_share, lambda: _box_pixels(self._regions.mouth[frame], width)),
-            (config.eyes_share, lambda: _box_pixels(self._regions.eyes[frame], width)),
-            (config.picture_share, lambda: np.arange(labels.size)),
-        ):
-            count = round(share * num_rays)
-            if count and len(pixels := candidates()):
-                drawn.append(pixels[rng.integers(len(pixels), size=count)])
-        rest = num_rays - sum(map(len, drawn))
-        pool = self._active if len(self._active) else np.arange(labels.size)
-        drawn.append(pool[rng.integers(len(pool), size=max(0, rest))])
-        return np.concatenate(drawn)[:num_rays]
+    def _pixels(self, frames: Int[np.ndarray, " f"], shares: Int[np.ndarray, " f"]) -> Int[np.ndarray, " r"]:
+        """Flat numbers of `shares` pixels of each frame, frame after frame. All frames at once, and never a whole
+        picture: what a step reads does not grow with the resolution."""
+        config, regions = self._config, self._regions
+        height, width = self._store.shape[1:]
+
+        def wanted(share: float) -> Int[np.ndarray, " f"]:
+            return np.round(share * shares).astype(int)
+
+        def is_head(frame: np.ndarray, pixel: np.ndarray) -> np.ndarray:
+            return self._labels[frame, pixel] == HEAD
+
+        drawn = [
+            self._draw_accepted(self._head, frames, wanted(config.face_share), is_head),
+            self._draw_accepted(self._border, frames, wanted(config.border_share), self._is_border),
+            self._draw_in_boxes(regions.mouth[frames], wanted(config.mouth_share)),
+            self._draw_in_boxes(regions.eyes[frames], wanted(config.eyes_share)),
+            self._draw_in_boxes(np.tile([0, 0, width, height], (len(frames), 1)), wanted(config.picture_share)),
+        ]
+        taken = np.bincount(np.concatenate([rows for rows, _ in drawn]), minlength=len(frames))
+        rest = np.repeat(np.arange(len(frames)), np.maximum(0, shares - taken))
+        drawn.append((rest, self._rng.choice(self._active.pixels, len(rest))))
+        rows, pixels = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
+        # Shares that add up to more than one leave out the last regions.
+        order = np.argsort(rows, kind="stable")
+        rows, pixels = rows[order], pixels[order]
+        first = np.searchsorted(rows, np.arange(len(frames)))
+        kept = np.arange(len(rows)) - first[rows] < shares[rows]
+        return pixels[kept]
+
+    @property
+    def _labels(self) -> UInt8[np.ndarray, "num_frames pixels"]:
+        labels = self._store.labels
+        return np.asarray(labels).reshape(len(labels), -1)
+
+    def _is_border(self, frame: Int[np.ndarray, " n"], pixel: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+        """Whether a pixel's label differs from a neighbour's."""
+        height, width = self._store.shape[1:]
+        row, column = np.divmod(pixel, width)
+        labels, own = np.asarray(self._store.labels), self._labels[frame, pixel]
+        border = np.zeros(len(pixel), dtype=bool)
+        for down, right in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+            neighbour = np.clip(row + down, 0, height - 1), np.clip(column + right, 0, width - 1)
+            border |= labels[(frame, *neighbour)] != own
+        return border
+
+    def _draw_accepted(
+        self,
+        pool: "_Pool",
+        frames: Int[np.ndarray, " f"],
+        counts: Int[np.ndarray, " f"],
+        accept: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    ) -> Tuple[Int[np.ndarray, " r"], Int[np.ndarray, " r"]]:
+        """Up to `counts` pixels of each frame out of those in `pool` that the frame accepts, by rejection."""
+        tries = pool.tries * int(counts.max(initial=0))
+        rows = np.repeat(np.arange(len(frames)), tries)
+        pixels = self._rng.choice(pool.pixels, len(rows))
+        accepted = accept(frames[rows], pixels).reshape(len(frames), tries)
+        kept = (accepted & (accepted.cumsum(axis=1) <= counts[:, None])).ravel()
+        return rows[kept], pixels[kept]
+
+    def _draw_in_boxes(
+        self, boxes: Int[np.ndarray, "f 4"], counts: Int[np.ndarray, " f"]
+    ) -> Tuple[Int[np.ndarray, " r"], Int[np.ndarray, " r"]]:
+        """`counts` pixels in each box, none in an empty one."""
+        size = boxes[:, 2:] - boxes[:, :2]
+        rows = np.repeat(np.arange(len(boxes)), np.where((size > 0).all(axis=1), counts, 0))
+        column, row = (boxes[rows, :2] + self._rng.random((len(rows), 2)) * size[rows]).astype(int).T
+        return rows, row * self._store.shape[2] + column
+
+
+@dataclass
+class _Pool:
+    """Pixels among which those of a region of changing shape are looked for."""
+
+    pixels: Int[np.ndarray, " p"]
+    """At or near those that are in the region in any of some frames; all pixels if none is."""
+    tries: int
+    """Pixels to try for each one wanted; what is still missing then is drawn from anywhere."""
+
+    @classmethod
+    def of(cls, region: Bool[np.ndarray, "probes h w"]) -> "_Pool":
+        ever = region.any(axis=0)
+        pixels = np.flatnonzero(_dilate(ever, 3)) if ever.any() else np.arange(ever.size)
+        accepted = region.mean(axis=0).sum() / len(pixels)
+        return cls(pixels, int(np.ceil(min(MOST_TRIES, SPARE_TRIES / max(accepted, 1e-3)))))
 
 
 def _dilate(mask: Bool[np.ndarray, "h w"], pixels: int) -> Bool[np.ndarray, "h w"]:
@@ -363,12 +436,12 @@ class DialogueDataManager(VanillaDataManager):
         in_eyes = []
         for participant, person_frames, person_pixels in zip(participants, frames, pixels, strict=True):
             store = self._stores[participant]
-            for frame, frame_pixels in zip(person_frames, person_pixels, strict=True):
-                images.append(store.frames[frame].reshape(-1, 3)[frame_pixels])
-                labels.append(store.labels[frame].reshape(-1)[frame_pixels])
-                frame_rows.append(np.full(len(frame_pixels), frame))
-                in_eyes.append(_in_box(frame_pixels, self._regions[participant].eyes[frame], store.shape[2]))
-            flat = torch.from_numpy(np.concatenate(person_pixels)).to(self.device)
+            rows = np.repeat(person_frames, [len(frame_pixels) for frame_pixels in person_pixels])
+            person_flat = np.concatenate(person_pixels)
+            images.append(np.asarray(store.frames).reshape(len(store.frames), -1, 3)[rows, person_flat])
+            labels.append(np.asarray(store.labels).reshape(len(store.labels), -1)[rows, person_flat])
+            frame_rows.append(rows)
+            flat = torch.from_numpy(person_flat).to(self.device)
             directions.append(self._pixel_directions[participant][flat])
             origins.append(self._origins[participant].expand(len(flat), 3))
             participant_rows.append(torch.full((len(flat), 1), participant, device=self.device))

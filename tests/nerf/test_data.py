@@ -78,6 +78,54 @@ def test_training_rays_see_the_pixels_they_are_paired_with(pipeline):
     assert set(frames.tolist()) <= set(pipeline.datamanager.dataparser.conversation.train_frames.tolist())
 
 
+def _sampler(tiny, cache, **shares):
+    """A sampler of the first participant's frames, and its frame store."""
+    from dialogue_nerfstudio.nerf.datamanager import DialogueDataManagerConfig, FaceRegions, RaySampler
+
+    conversation = load_conversation(tiny)
+    store = FrameStore(conversation, "p0", 32, 32, cache)
+    regions = FaceRegions(np.zeros((24, 478, 2)), np.zeros(24, dtype=bool), (1.0, 1.0), 32, 32)
+    regions.mouth[:, :] = [10, 20, 14, 23]
+    regions.mouth[3] = 0
+    zero = dict.fromkeys(("face_share", "border_share", "mouth_share", "eyes_share", "picture_share"), 0.0)
+    config = DialogueDataManagerConfig(**{**zero, **shares})
+    return RaySampler(store, regions, config, np.arange(20), seed=0), store
+
+
+def test_rays_of_a_region_cover_it_evenly(tiny, cache):
+    sampler, store = _sampler(tiny, cache, face_share=1.0)
+    hits = np.zeros((24, 32 * 32))
+    for _ in range(300):
+        frames, pixels = sampler.draw(200, 4)
+        assert (np.diff(frames) > 0).all() and [len(part) for part in pixels] == [50] * 4
+        for frame, part in zip(frames, pixels, strict=True):
+            np.add.at(hits[frame], part, 1)
+    head = store.labels.reshape(24, -1) == 3
+    assert hits[~head].sum() < 0.01 * hits.sum()
+    inside = hits.sum(axis=0)[head[:20].all(axis=0)]
+    assert inside.std() < 1.3 * np.sqrt(inside.mean())
+
+
+def test_border_rays_lie_where_labels_change(tiny, cache):
+    sampler, store = _sampler(tiny, cache, border_share=0.5)
+    frames, pixels = sampler.draw(512, 4)
+    for frame, part in zip(frames, pixels, strict=True):
+        labels = np.pad(store.labels[frame], 1, mode="edge")
+        row, column = np.divmod(part[:64], 32)
+        around = [labels[row + 1 + down, column + 1 + right] for down, right in ((-1, 0), (1, 0), (0, -1), (0, 1))]
+        on_border = (np.stack(around) != store.labels[frame][row, column]).any(axis=0)
+        assert on_border.mean() > 0.95
+
+
+def test_box_rays_stay_in_their_box_and_shares_above_one_are_cut(tiny, cache):
+    sampler, _ = _sampler(tiny, cache, mouth_share=1.0, eyes_share=1.0)
+    frames, pixels = sampler.draw(20 * 20, 20)
+    for frame, part in zip(frames, pixels, strict=True):
+        row, column = np.divmod(part, 32)
+        inside = (row >= 20) & (row < 23) & (column >= 10) & (column < 14)
+        assert len(part) == 20 and inside.all() == (frame != 3)
+
+
 def test_rays_agree_with_nerfstudios_cameras(pipeline):
     cameras = pipeline.datamanager.train_dataset.cameras
     expected = cameras[0:1].generate_rays(camera_indices=0, keep_shape=True)
