@@ -170,7 +170,7 @@ def paper_method(cuda: bool) -> DialogueTrainerConfig:
     # A tenth of the rate every 500,000 iterations: AD-NeRF's and DFA-NeRF's public code.
     config.optimizers = {
         "networks": {
-            "optimizer": FusedAdamConfig(lr=2e-4, eps=1e-8),
+            "optimizer": FusedAdamConfig(lr=2e-4, betas=(0.9, 0.999), eps=1e-8),
             "scheduler": RunDecayConfig(final_share=0.1 ** (600_000 / 500_000)),
         }
     }
