@@ -63,8 +63,9 @@ def fast_sources(
     Args:
         rotation, translation: person space → the space of the rays; the identity if not given.
     """
-    one_picture = not model.training and len(conditions.et) == 1 and conditions.signal.appearance is None
-    reason = why_not_fast(model) if one_picture else "training"
+    reason = "training" if model.training or len(conditions.et) != 1 else why_not_fast(model)
+    if reason is None and conditions.signal.appearance is not None:
+        reason = "training"
     _announce(reason)
     if reason is not None:
         return None

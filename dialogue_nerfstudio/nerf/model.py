@@ -181,6 +181,8 @@ class DialogueModel(Model):
     """
 
     config: DialogueModelConfig
+    culls = True
+    """Whether training begins with what the labels rule out: visual hulls, and proxies of the bodies."""
 
     def populate_modules(self) -> None:
         super().populate_modules()

@@ -58,7 +58,7 @@ class DialoguePipeline(VanillaPipeline):
         if torch.device(device).type == "cpu":
             keep_freed_memory()
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
-        if test_mode == "val":
+        if test_mode == "val" and self.model.culls:
             self._carve()
 
     def load_pipeline(self, loaded_state: Dict[str, Any], step: int) -> None:

@@ -17,7 +17,9 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Type
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
 from torch import Tensor
 from torch.nn import Parameter
@@ -34,9 +36,11 @@ from dialogue_nerfstudio.fields.signal_encoder import EYES_SIZE
 from dialogue_nerfstudio.nerf.compatibility import CHECKPOINT_FORMAT
 from dialogue_nerfstudio.nerf.dataparser import RecordedPerson
 from dialogue_nerfstudio.nerf.model import DialogueModel, DialogueModelConfig, Drive, FrameConditions, samples_per_frame
+from dialogue_nerfstudio.nerf.scene import Scene
 from dialogue_nerfstudio.nerf.signals import ConversationSignals
 from dialogue_nerfstudio.rendering.compositing import transmittance
 from dialogue_nerfstudio.rendering.march import Source
+from dialogue_nerfstudio.rendering.placements import Placement
 from dialogue_nerfstudio.rendering.rays import rays_into
 from dialogue_nerfstudio.rendering.sampling import points_along, stratified
 
@@ -80,6 +84,7 @@ class PublishedModel(DialogueModel):
     """See the module's sentence. Nothing is culled and no sample is skipped, as in the publication."""
 
     config: PublishedModelConfig
+    culls = False
 
     def build_fields(self, people: List[RecordedPerson], signals: ConversationSignals) -> None:
         own = PublishedModelConfig()
@@ -239,6 +244,22 @@ class PublishedModel(DialogueModel):
 
         return Source(origins, directions, *self.bounds(origins), self.config.samples, density, colour)
 
+    def make_scene(
+        self,
+        placement: Optional[str] = None,
+        participants: Optional[Sequence[str]] = None,
+        placements: Optional[Sequence[Placement]] = None,
+    ) -> Scene:
+        raise DialogueError(
+            "the published renderer of dialogue-nerf-paper shows one person a picture: use --layout side-by-side or "
+            "grid, or train dialogue-nerf for people in one scene."
+        )
+
+    @torch.no_grad()
+    def get_outputs_for_camera(self, camera: Cameras, obb_box: Optional[OrientedBox] = None) -> Dict[str, Tensor]:
+        """A whole picture of one participant; see `resolve_frame` for what it shows."""
+        return self.render_frame(camera, *self.resolve_frame(camera.metadata, camera.times))
+
     # Training ---------------------------------------------------------------------------------------------------------
 
     def get_param_groups(self) -> Dict[str, List[Parameter]]:
@@ -249,9 +270,6 @@ class PublishedModel(DialogueModel):
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> List[TrainingCallback]:
         return []
-
-    def carve(self, participant: int, head: Bool[Tensor, " cells"], torso: Bool[Tensor, " cells"]) -> None:
-        """Nothing is culled."""
 
     def get_loss_dict(
         self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor], metrics_dict: Optional[Dict[str, Tensor]] = None

@@ -163,7 +163,7 @@ def test_the_preset_is_the_publications():
     assert config.optimizers["networks"]["optimizer"].lr == 2e-4 and config.pipeline.model.samples == 64
 
 
-def test_training_through_nerfstudio_and_loading_for_rendering(tiny, cache, tmp_path, monkeypatch):
+def test_training_through_nerfstudio_and_loading_for_rendering(tiny, cache, tmp_path, capsys):
     """The trainer saves, and `ns-dialogue render` reads, what the preset trained."""
     from dialogue_nerfstudio.cli.main import main
 
@@ -181,6 +181,9 @@ def test_training_through_nerfstudio_and_loading_for_rendering(tiny, cache, tmp_
     output = tmp_path / "new.mp4"
     assert main(["render", "--load-config", str(path), "--output", str(output), "--frames", "0:2"]) == 0
     assert output.stat().st_size > 0
+    together = ["--layout", "co-located", "--output", str(tmp_path / "together.mp4")]
+    assert main(["render", "--load-config", str(path), *together]) == 2
+    assert "shows one person a picture" in capsys.readouterr().err and not (tmp_path / "together.mp4").exists()
 
 
 def test_the_package_registers_every_preset(monkeypatch):
