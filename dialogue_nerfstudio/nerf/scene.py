@@ -18,8 +18,10 @@ from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
 from dialogue_nerfstudio.conversation import DialogueError
+from dialogue_nerfstudio.nerf.fast_rendering import fast_sources
 from dialogue_nerfstudio.rendering.backdrop import FARTHEST, Backdrop, BackdropConfig, Footprint
 from dialogue_nerfstudio.rendering.boxes import intersect_box
+from dialogue_nerfstudio.rendering.fast_march import FastSource, fast_march
 from dialogue_nerfstudio.rendering.joint import spread
 from dialogue_nerfstudio.rendering.march import Source, march
 from dialogue_nerfstudio.rendering.occupancy import OccupancyGrid
@@ -339,6 +341,20 @@ def render_scene(
         "torso": rgb.new_zeros(len(rgb), 1),
         "opacity": rgb.new_zeros(len(rgb), len(scene.rows)),
     }
+    compiled = _compiled_sources(model, scene, conditions)
+    if compiled is not None:
+        seen = fast_march(
+            origins,
+            directions,
+            compiled,
+            rgb,
+            weight_threshold=model.config.colour_threshold,
+            transmittance_threshold=model.config.termination_threshold,
+            stop=ground,
+        )
+        opacity = seen.opacity.view(len(rgb), len(scene.rows), 2)
+        outputs = _outputs(seen.rgb, seen.depth, seen.accumulation, opacity, ground)
+        return {name: value.view(height, width, -1) for name, value in outputs.items()}
     meets = torch.stack(
         [
             _meets(model, condition, placement, origins, directions)
@@ -400,12 +416,32 @@ def _march(
     ).composite
     parts = torch.empty(len(origins), len(order), 2, device=origins.device)
     parts[:, order] = seen.opacity.view(len(origins), len(order), 2)
-    behind = (1.0 - seen.accumulation) * ground.clamp(max=FARTHEST)
+    return _outputs(seen.rgb, seen.depth, seen.accumulation, parts, ground)
+
+
+def _compiled_sources(model: "DialogueModel", scene: Scene, conditions: Sequence[Any]) -> Optional[List[FastSource]]:
+    """Head and torso of everybody for the compiled march; None where it cannot render them."""
+    sources: List[FastSource] = []
+    for condition, placement in zip(conditions, scene.placements, strict=True):
+        pair = fast_sources(model, condition, placement.rotation, placement.translation)
+        if pair is None:
+            return None
+        sources += pair
+    return sources
+
+
+def _outputs(
+    rgb: Float[Tensor, "R 3"],
+    depth: Float[Tensor, " R"],
+    accumulation: Float[Tensor, " R"],
+    opacity: Float[Tensor, "R P 2"],
+    ground: Float[Tensor, " R"],
+) -> Dict[str, Tensor]:
     return {
-        "rgb": seen.rgb,
-        "depth": (seen.accumulation * seen.depth + behind).unsqueeze(-1),
-        "accumulation": seen.accumulation.unsqueeze(-1),
-        "head": parts[..., 0].sum(dim=1, keepdim=True),
-        "torso": parts[..., 1].sum(dim=1, keepdim=True),
-        "opacity": parts.sum(dim=-1),
+        "rgb": rgb,
+        "depth": (accumulation * depth + (1.0 - accumulation) * ground.clamp(max=FARTHEST)).unsqueeze(-1),
+        "accumulation": accumulation.unsqueeze(-1),
+        "head": opacity[..., 0].sum(dim=1, keepdim=True),
+        "torso": opacity[..., 1].sum(dim=1, keepdim=True),
+        "opacity": opacity.sum(dim=-1),
     }

@@ -110,8 +110,8 @@ def over_shoulder(scene: "Scene") -> View:
     face = scene.placements[1].rotation[:, 2].numpy().astype(np.float64)
     # The shoulder from which the other's face is seen more from the front.
     side = 1.0 if aside @ face >= -1e-6 else -1.0
-    position = first - 0.42 * ahead + side * 0.3 * aside + np.array([0.0, 0.1, 0.0])
-    target = second + np.array([0.0, -0.05, 0.0]) - side * 0.1 * aside
+    position = first - 0.42 * ahead + side * 0.36 * aside + np.array([0.0, 0.1, 0.0])
+    target = second + np.array([0.0, -0.05, 0.0]) - side * 0.12 * aside
     return look_at(position, target)
 
 

@@ -81,6 +81,45 @@ def test_new_audio_sounds_and_has_its_length(cli, trained, tmp_path):
         assert np.abs(sound[4800:48000]).max() == pytest.approx(0.3, abs=0.05)
 
 
+def test_a_co_located_scene_is_recorded_in_the_video(cli, trained, tmp_path):
+    out = tmp_path / "out.mp4"
+    options = ["--layout", "co-located", "--camera", "orbit", "--frames", "0:3", "--spacing", "0.9"]
+    result = cli("render", "--load-config", trained.config, "--output", out, *options)
+    assert result.code == 0, result.stderr
+    frames = pictures(out)
+    assert frames.shape == (3, trained.size, 56, 3) and np.abs(frames[0].astype(float) - frames[1]).max() > 0
+    statement = read_provenance(out)
+    assert statement["layout"] == "co-located" and statement["camera"] == "orbit"
+    assert statement["placements"] == {
+        "p0": {"position": [-0.45, 0.0, 0.0], "yaw": 25.0},
+        "p1": {"position": [0.45, 0.0, 0.0], "yaw": -25.0},
+    }
+
+
+def test_a_camera_path_over_the_videos_frames(cli, trained, tmp_path):
+    matrix = np.eye(4)
+    matrix[:3, 3] = 0.0, 0.0, 1.8
+    frames = [{"camera_to_world": matrix.ravel().tolist(), "fov": fov, "aspect": 1.5} for fov in (30, 50)]
+    path = {"render_height": 20, "render_width": 30, "seconds": 0.1, "camera_path": frames}
+    (tmp_path / "path.json").write_text(json.dumps(path))
+    (tmp_path / "seats.json").write_text('{"p0": {"position": [-0.4, 0]}, "p1": {"position": [0.4, 0], "yaw": -20}}')
+    out = tmp_path / "out.mp4"
+    options = ["--layout", "co-located", "--camera", tmp_path / "path.json", "--placement", tmp_path / "seats.json"]
+    result = cli("render", "--load-config", trained.config, "--output", out, "--frames", "0:4", *options)
+    assert result.code == 0, result.stderr
+    assert pictures(out).shape == (4, 20, 30, 3)
+    statement = read_provenance(out)
+    assert statement["camera"] == "path.json" and statement["placements"]["p1"]["yaw"] == -20.0
+
+
+def test_a_grid(cli, trained, tmp_path):
+    out = tmp_path / "out.mp4"
+    options = ["--layout", "grid", "--frames", "0:1", "--participants", "p0", "p1", "p0"]
+    result = cli("render", "--load-config", trained.config, "--output", out, *options)
+    assert result.code == 0, result.stderr
+    assert pictures(out).shape == (1, 2 * trained.size + 2, 2 * trained.size + 2, 3)
+
+
 def test_drive_changes_the_speakers_face(cli, trained, tmp_path):
     results = {}
     for drive in ("audio", "expression"):
@@ -101,6 +140,16 @@ def test_drive_changes_the_speakers_face(cli, trained, tmp_path):
         (["--frames", "5:99"], ["--frames 5:99"]),
         (["--frames", "0:5", "--split", "eval"], ["--frames", "--split"]),
         (["--motion", "nowhere"], ["nowhere"]),
+        (["--camera", "front"], ["--camera front", "--layout co-located"]),
+        (["--camera", "path.json", "--layout", "grid"], ["--camera path.json", "--layout co-located"]),
+        (["--placement", "arc"], ["--placement arc", "--layout co-located"]),
+        (["--spacing", "1"], ["--spacing", "--layout co-located"]),
+        (["--layout", "co-located", "--camera", "drone"], ["--camera drone", "front, over-shoulder, orbit"]),
+        (["--layout", "co-located", "--camera", "no.json"], ["no.json", "no such file"]),
+        (["--layout", "co-located", "--placement", "sofa"], ["sofa", "arc, side-by-side"]),
+        (["--layout", "co-located", "--spacing", "0.1"], ["p0 and p1", "0.10 m apart", "at least"]),
+        (["--layout", "co-located", "--spacing", "-1"], ["--spacing -1"]),
+        (["--layout", "co-located", "--camera", "over-shoulder", "--participants", "p0"], ["over-shoulder", "two"]),
         (["--audio", "nothing.wav", "--speaker", "p0"], ["nothing.wav"]),
     ],
 )

@@ -68,6 +68,7 @@ def brute_force(model, scene, camera, frame):
 def test_a_scene_is_brute_force_compositing_of_everybody(model, monkeypatch, eye):
     model.config.colour_threshold = model.config.termination_threshold = 0.0
     model.config.eval_num_rays_per_chunk = 50
+    model.config.fast_inference = False
     scene = overlapping_scene(model, monkeypatch=monkeypatch)
     camera = scene_cameras.look_at(np.array(eye), np.array([0.0, -0.1, 0.0])).camera(12, 16)
     with torch.no_grad():
@@ -78,6 +79,23 @@ def test_a_scene_is_brute_force_compositing_of_everybody(model, monkeypatch, eye
     torch.testing.assert_close(seen["opacity"], opacity.sum(dim=-1), atol=2e-4, rtol=0)
     torch.testing.assert_close(seen["head"], opacity[..., 0].sum(dim=-1, keepdim=True), atol=2e-4, rtol=0)
     torch.testing.assert_close(seen["accumulation"], opacity.sum(dim=(2, 3))[..., None], atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("ground", [False, True])
+def test_the_compiled_march_shows_the_same_scene(model, monkeypatch, ground):
+    """With a ground its samples lie between ground and box, torch's between the ground and what is occupied."""
+    pytest.importorskip("numba", reason="the compiled march needs numba")
+    model.config.scene = replace(model.config.scene, backdrop=replace(model.config.scene.backdrop, ground=ground))
+    scene = overlapping_scene(model, monkeypatch=monkeypatch)
+    camera = scene_cameras.look_at(np.array([0.6, 0.1, 1.2]), np.array([0.0, -0.1, 0.0])).camera(24, 32)
+    pictures = {}
+    for fast in (True, False):
+        model.config.fast_inference = fast
+        pictures[fast] = model.render_scene(camera, 2, scene)
+    assert pictures[True]["opacity"].amax(dim=(0, 1)).min() > 0.3
+    for name in ("rgb", "opacity", "head", "torso"):
+        difference = (pictures[True][name] - pictures[False][name]).abs()
+        assert difference.mean() < 2e-3 and (ground or difference.max() < 2e-2), name
 
 
 def test_one_person_in_a_scene_looks_as_alone(model):

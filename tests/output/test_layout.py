@@ -5,8 +5,10 @@ import pytest
 
 from dialogue_nerfstudio.conversation.errors import DialogueError
 from dialogue_nerfstudio.output.layout import (
+    SEPARATOR_GREY,
     check_picture,
     contact_sheet,
+    grid,
     resize_to_height,
     separator_width,
     side_by_side,
@@ -60,3 +62,14 @@ def test_what_is_not_a_picture_is_refused(shape, dtype):
 def test_no_picture_is_refused():
     with pytest.raises(DialogueError, match="at least one participant"):
         side_by_side([])
+
+
+def test_a_grid_has_rows_of_one_size_and_centres_the_last():
+    pictures = [np.full((64, 48, 3), 10 * (index + 1), dtype=np.uint8) for index in range(5)]
+    joined = grid(pictures)
+    assert joined.shape == (2 * 64 + 2, 3 * 48 + 2 * 2, 3)
+    assert [joined[0, x, 0] for x in (0, 50, 100)] == [10, 20, 30]
+    assert joined[66, 24, 0] == SEPARATOR_GREY and joined[66, 26, 0] == 40 and joined[66, 80, 0] == 50
+    assert (grid(pictures[:1]) == pictures[0]).all()
+    with pytest.raises(DialogueError, match="no picture"):
+        grid([])
