@@ -30,6 +30,10 @@ VARIANTS: dict[str, tuple[str, Changes]] = {
     "base": ("the method's defaults", {}),
     "no-region-attention": ("the signal acts alike everywhere in space", {"model.head.region_attention": False}),
     "eyes-with-face": ("blink and gaze mixed into the face code", {"model.signals.separate_eyes": False}),
+    "pose-and-noise": (
+        "pose-by-signal, and noise of 0.2 deviations",
+        {"model.refinement.by_signal": True, "model.signal_noise": 0.2},
+    ),
     "eyes-swap": ("a third of training frames with another frame's blink and gaze", {"model.eyes_swap": 0.33}),
     "frame-appearance": ("appearance code for each training frame, mean elsewhere", {"model.frame_appearance": True}),
     "pose-per-frame": ("pose correction for each training frame", {"model.refinement.per_frame": True}),

@@ -1,11 +1,15 @@
 """Every benchmark runs in its smallest form, and its figures are there. No times are asserted."""
 
 import importlib
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny_conversation import write_tiny_conversation
+
+from dialogue_nerfstudio.conversation import DialogueError
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -16,7 +20,7 @@ def benchmark_module(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield importlib.import_module
-    for name in ("common", "avatar", "frames", "scaling", "hash_grid", "rendering"):
+    for name in ("common", "ablation", "avatar", "frames", "scaling", "hash_grid", "rendering"):
         sys.modules.pop(name, None)
 
 
@@ -71,6 +75,37 @@ def test_frames_leaves_the_avatars_as_they_were(benchmark_module, tiny):
     with module.every_sample(model):
         assert model.head_occupancy[0].occupied.all() and model.config.colour_threshold == 0.0
     assert (model.head_occupancy[0].occupied == before).all() and model.config.colour_threshold > 0.0
+
+
+def test_ablation_measures_each_variant_once(benchmark_module, tiny, tmp_path, capsys):
+    module = benchmark_module("ablation")
+    options = module.Ablation(tiny, tmp_path / "ablation", "expression", 2, 32, 0, ["base", "pose-and-noise"])
+    module.main(options)
+    rows = {name: json.loads((options.output / f"{name}.json").read_text()) for name in options.variants}
+    assert rows["pose-and-noise"]["parameters"] > rows["base"]["parameters"]
+    assert all(row["flicker"] >= 0 and set(row["people"]) == {"p0", "p1"} for row in rows.values())
+    table = (options.output / "table.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in table[2:]] == ["base", "pose-and-noise"]
+    assert len({line.count("|") for line in table}) == 1
+    capsys.readouterr()
+    module.main(options)
+    assert "done" not in capsys.readouterr().out
+    with pytest.raises(DialogueError, match="other settings"):
+        module.main(replace(options, iterations=3))
+    with pytest.raises(DialogueError, match="no variant 'none'"):
+        module.main(replace(options, variants=["none"]))
+
+
+def test_every_ablation_changes_options_that_exist(benchmark_module):
+    from dialogue_nerfstudio.nerf.config import cpu_pipeline
+
+    module = benchmark_module("ablation")
+    for name, (_, changes) in module.VARIANTS.items():
+        config = cpu_pipeline()
+        module.apply(config, changes)
+        assert name == "base" or config != cpu_pipeline(), name
+    with pytest.raises(DialogueError, match="no option"):
+        module.apply(cpu_pipeline(), {"model.nothing": 1})
 
 
 def test_scaling(benchmark_module, tiny):

@@ -405,7 +405,9 @@ class DialogueModel(Model):
         rotation, translation = self.signal_rotation[participant, frames], self.signal_translation[participant, frames]
         correction = None
         if self.config.refinement.enabled:
-            correction = self.pose_refinement(participant, frames, torch.cat([et, expression], dim=-1))
+            # A face that audio moves must not follow an expression, not even by the pose.
+            shown = expression * ~from_audio.unsqueeze(-1)
+            correction = self.pose_refinement(participant, frames, torch.cat([et, shown], dim=-1))
             rotation, translation = corrected(rotation, translation, correction)
         if self.config.frame_appearance and self.training:
             signal.appearance = self.appearance_codes(participant, frames)

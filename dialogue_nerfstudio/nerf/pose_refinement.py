@@ -26,8 +26,8 @@ class PoseRefinementConfig:
     """A correction for each training frame, zero on average and zero on every other frame, against the tracker's
     noise blurring the head (BARF, Lin et al. 2021, with a tracked start)."""
     by_signal: bool = False
-    """A correction linear in the tracked pose and the expression, against the tracker's bias (a jaw that opens pulls
-    the pose along); it also holds on held-out and driven frames."""
+    """A correction linear in the tracked pose and, where it moves the face, the expression, against the tracker's bias
+    (a jaw that opens pulls the pose along); it also holds on held-out and driven frames."""
     coefficient: float = 1e-3
     """Mean squared correction, in hundredths of a radian and centimetres, in the loss."""
 

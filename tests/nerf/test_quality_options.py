@@ -165,3 +165,14 @@ def test_swapped_eyes_do_not_count_within_their_box(small_config):
     model.eval()
     model.trained_drives = {"expression"}
     assert model.conditions(0, frames, "expression").foreign_eyes is None
+
+
+def test_an_expression_corrects_poses_only_where_it_moves_the_face(small_config):
+    small_config.model.refinement.by_signal = True
+    model = DialoguePipeline(small_config, device="cpu", test_mode="inference").model.eval()
+    torch.nn.init.normal_(model.pose_refinement.linear)
+    frames = torch.arange(6)
+    before = {drive: model.conditions(0, frames, drive).translation for drive in ("audio", "expression")}
+    model.signal_expression += 0.5
+    after = {drive: model.conditions(0, frames, drive).translation for drive in ("audio", "expression")}
+    assert torch.equal(after["audio"], before["audio"]) and not torch.equal(after["expression"], before["expression"])
