@@ -26,12 +26,15 @@ from dialogue_nerfstudio.nerf.still import held_still
 
 Changes = dict[str, Any]
 
+BASE: Changes = {"model.refinement.by_signal": False, "model.signal_noise": 0.0}
+"""What base, and every variant before its own changes, has different from the method's defaults."""
+
 VARIANTS: dict[str, tuple[str, Changes]] = {
-    "base": ("the method's defaults", {}),
+    "base": ("none of the options below", {}),
     "no-region-attention": ("the signal acts alike everywhere in space", {"model.head.region_attention": False}),
     "eyes-with-face": ("blink and gaze mixed into the face code", {"model.signals.separate_eyes": False}),
     "pose-and-noise": (
-        "pose-by-signal, and noise of 0.2 deviations",
+        "pose-by-signal and noise of 0.2: the method's defaults",
         {"model.refinement.by_signal": True, "model.signal_noise": 0.2},
     ),
     "eyes-swap": ("a third of training frames with another frame's blink and gaze", {"model.eyes_swap": 0.33}),
@@ -74,7 +77,7 @@ class Ablation:
     seed: int = 0
     """Of everything random."""
     variants: list[str] = field(default_factory=lambda: list(VARIANTS))
-    """Which variants, in this order; ratios are to base."""
+    """Which variants, in this order; differences and ratios are to base."""
 
 
 def apply(config: Any, changes: Changes) -> None:
@@ -98,7 +101,7 @@ def measure(options: Ablation, changes: Changes, scratch: Path) -> dict[str, Any
     times = []
 
     def configure(config: Any) -> None:
-        apply(config.pipeline, changes)
+        apply(config.pipeline, {**BASE, **changes})
 
     def note(_: str, __: float, ___: float) -> None:
         times.append(time.process_time())

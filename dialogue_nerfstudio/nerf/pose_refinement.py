@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from dialogue_nerfstudio.encodings.precision import full_precision
 from dialogue_nerfstudio.fields.frame_codes import FrameCodes
 from dialogue_nerfstudio.rendering.rays import axis_angle_to_matrix
 
@@ -20,12 +21,12 @@ UNIT = 0.01
 
 @dataclass
 class PoseRefinementConfig:
-    """Which corrections are learned; none by default."""
+    """Which corrections are learned."""
 
     per_frame: bool = False
     """A correction for each training frame, zero on average and zero on every other frame, against the tracker's
     noise blurring the head (BARF, Lin et al. 2021, with a tracked start)."""
-    by_signal: bool = False
+    by_signal: bool = True
     """A correction linear in the tracked pose and, where it moves the face, the expression, against the tracker's bias
     (a jaw that opens pulls the pose along); it also holds on held-out and driven frames."""
     coefficient: float = 1e-3
@@ -68,7 +69,8 @@ class PoseRefinement(nn.Module):
         if self.frame_codes is not None and self.training:
             correction = correction + self.frame_codes(participant, frames)
         if self.linear is not None:
-            correction = correction + signals @ self.linear[participant]
+            with full_precision(signals):
+                correction = correction + signals.float() @ self.linear[participant]
         return correction
 
 
@@ -77,4 +79,5 @@ def corrected(
 ) -> Tuple[Float[Tensor, "F 3 3"], Float[Tensor, "F 3"]]:
     """Head poses with corrections ω ‖ v (in units of `UNIT`) applied."""
     turn, move = (UNIT * correction).split(3, dim=-1)
-    return rotation @ axis_angle_to_matrix(turn), translation + move
+    with full_precision(rotation):
+        return rotation @ axis_angle_to_matrix(turn), translation + move
