@@ -46,6 +46,10 @@ VARIANTS: dict[str, tuple[str, Changes]] = {
     "weight-average": ("moving average of the weights, decay 0.95 a step", {"model.average_decay": 0.95}),
     "lip-stage": ("lip patches (edges and SSIM) in the last fifth", {"datamanager.lip_stage_share": 0.2}),
     "tri-plane": ("three hash planes in place of the head's grid", {"model.head.encoding": "tri-plane"}),
+    "four-features": (
+        "four features a level in the head's grid in place of two",
+        {"model.head.grid.features_per_level": 4},
+    ),
     "distortion": (
         "Mip-NeRF 360's distortion loss in place of the spread",
         {"model.spread_coefficient": 0.0, "model.distortion_coefficient": 0.01},

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dialogue_nerfstudio.encodings.hash_grid import HashGrid
+from dialogue_nerfstudio.encodings.spatial import PLANES, TriPlane
 from dialogue_nerfstudio.fields.conditioning import frequency_encoding
 from dialogue_nerfstudio.fields.head_field import HeadField
 from dialogue_nerfstudio.fields.participant_grids import ParticipantGrids
@@ -33,7 +34,16 @@ HEAD_CHILDREN = {
     "colour_hidden",
 }
 HEAD_OPTIONS = {
-    *("grid", "hidden_width", "density_layers", "colour_layers", "geometry_features", "latent_size", "face_regions"),
+    *(
+        "grid",
+        "encoding",
+        "hidden_width",
+        "density_layers",
+        "colour_layers",
+        "geometry_features",
+        "latent_size",
+        "face_regions",
+    ),
     *("eye_regions", "initial_density", "mlp_kernel"),
 }
 TORSO_CHILDREN = {
@@ -41,7 +51,16 @@ TORSO_CHILDREN = {
     "colour_output",
 }
 TORSO_OPTIONS = {
-    *("grid", "deformation", "deform", "pose_frequencies", "pose_appearance", "pose_history", "hidden_width"),
+    *(
+        "grid",
+        "encoding",
+        "deformation",
+        "deform",
+        "pose_frequencies",
+        "pose_appearance",
+        "pose_history",
+        "hidden_width",
+    ),
     *("hidden_layers", "latent_size", "initial_density"),
 }
 DEFORMATION_CHILDREN = {"affine_layer", "position_layer", "condition_layer", "hidden", "output_layer"}
@@ -70,10 +89,15 @@ def _grid_is_known(grids: Any) -> bool:
         type(grids) is ParticipantGrids
         and grids.sharing in ("per-participant", "shared", "atlas")
         and {name for name, _ in grids.named_children()} == {"grids"}
-        and all(
-            type(grid) is HashGrid and _is_known(grid, {"table"}, GRID_OPTIONS) and grid.config.num_dims == 3
-            for grid in grids.grids
-        )
+        and all(_encoding_is_known(encoding) for encoding in grids.grids)
+    )
+
+
+def _encoding_is_known(encoding: nn.Module) -> bool:
+    grids, num_dims = (list(encoding.planes), 2) if type(encoding) is TriPlane else ([encoding], 3)
+    return all(
+        type(grid) is HashGrid and _is_known(grid, {"table"}, GRID_OPTIONS) and grid.config.num_dims == num_dims
+        for grid in grids
     )
 
 
@@ -107,7 +131,15 @@ def _grid_features(
         build.clamp(position, 3)
         position = build.dense(position, torch.eye(3) / grids.blocks, block / grids.blocks)
     out = build.rows(grid.out_dim) if out is None else out
-    build.grid(position, grid, out)
+    if not isinstance(grid, TriPlane):
+        build.grid(position, grid, out)
+        return out
+    at = out
+    for plane, axes in zip(grid.planes, PLANES, strict=True):
+        # The plane's axes first; which one comes third does not matter.
+        order = torch.eye(3)[:, [*axes, 3 - sum(axes)]]
+        build.grid(build.dense(position, order, torch.zeros(3)), plane, at)
+        at += plane.out_dim
     return out
 
 

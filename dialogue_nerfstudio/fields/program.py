@@ -113,11 +113,15 @@ class ProgramBuilder:
         self._add(operation, first, num_in, out, wide.shape[1], tiles, int(relu))
 
     def grid(self, first: int, grid: HashGrid, out: int) -> None:
-        """Features of `grid`, level after level, at positions of [0, 1] in three rows."""
+        """Features of `grid`, level after level, at positions of [0, 1] in three rows.
+
+        A grid of two dimensions reads the first two. It is one of three whose third axis has a stride of zero: both its
+        ends are then the same entry, and their weights add up to the plane's.
+        """
         num_features = grid.config.features_per_level
         self._tables.append(grid.table)
         for level in grid.levels:
-            strides = level.strides(3)
+            strides = (*level.strides(grid.config.num_dims), 0)
             place = (grid.table.data_ptr(), level.offset, level.size, int(level.hashed), strides[1], strides[2])
             self._add(GRID, first, 3, out, num_features, np.array([level.scale]), *place)
             out += num_features

@@ -27,10 +27,15 @@ def camera(model, row=0, size=48):
     return nerfstudio_camera(model.plates._cameras[row], size)
 
 
-@pytest.mark.parametrize("sharing", ["per-participant", "shared"])
-def test_pictures_are_the_same(small_config, sharing):
+@pytest.mark.parametrize(
+    "sharing, encoding, separate_eyes",
+    [("per-participant", "grid", True), ("shared", "grid", True), ("per-participant", "tri-plane", False)],
+)
+def test_pictures_are_the_same(small_config, sharing, encoding, separate_eyes):
     """Within what the termination threshold may hide: over 45 dB, for both drives and everybody, from anywhere."""
     small_config.model.grid_sharing = sharing
+    small_config.model.head.encoding = small_config.model.torso.encoding = encoding
+    small_config.model.signals.separate_eyes = separate_eyes
     model = lively_model(small_config)
     assert why_not_fast(model) is None
     for row, frame, drive in ((0, 2, "audio"), (1, 9, "expression"), (1, 2, "role")):
