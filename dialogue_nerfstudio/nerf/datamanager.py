@@ -308,11 +308,11 @@ def _borders(labels: np.ndarray) -> Bool[np.ndarray, "h w"]:
     return border
 
 
-def _in_box(pixels: Int[np.ndarray, " r"], box: Int[np.ndarray, "4"], width: int) -> Bool[np.ndarray, " r"]:
-    """Which flat pixel numbers lie in a box."""
-    left, top, right, bottom = box
+def _in_box(pixels: Int[np.ndarray, " r"], box: Int[np.ndarray, "r 4"], width: int) -> Bool[np.ndarray, " r"]:
+    """Whether each flat pixel lies in the box beside it."""
+    left, top, right, bottom = box.T
     row, column = np.divmod(pixels, width)
-    return (left <= column) & (column < right) & (top <= row) & (row < bottom)
+    return (column >= left) & (column < right) & (row >= top) & (row < bottom)
 
 
 def _box_pixels(box: Int[np.ndarray, "4"], width: int) -> Int[np.ndarray, " n"]:
@@ -440,6 +440,7 @@ class DialogueDataManager(VanillaDataManager):
             person_flat = np.concatenate(person_pixels)
             images.append(np.asarray(store.frames).reshape(len(store.frames), -1, 3)[rows, person_flat])
             labels.append(np.asarray(store.labels).reshape(len(store.labels), -1)[rows, person_flat])
+            in_eyes.append(_in_box(person_flat, self._regions[participant].eyes[rows], store.shape[2]))
             frame_rows.append(rows)
             flat = torch.from_numpy(person_flat).to(self.device)
             directions.append(self._pixel_directions[participant][flat])
