@@ -53,9 +53,9 @@ class HeadFieldConfig:
     """Whether there is region attention (ER-NeRF, section 3.3); else the signal acts alike everywhere."""
     mlp_kernel: MlpKernelName = "auto"
     """auto computes the density network in one fused Triton kernel on CUDA with mixed precision, else with torch."""
-    view_dependent: bool = True
-    """Whether colour depends on the direction it is seen from; one camera saw few directions, and from others the
-    dependence is extrapolated. Off, its weights stay zero."""
+    view_dependent: bool = False
+    """Whether colour depends on the direction it is seen from, as published. Off (its weights stay zero), because one
+    camera saw few directions, and from others the dependence is a guess: at 30° faces turned pale."""
     half_inference: bool = True
     """On CUDA, whether networks run in float16 while rendering, as RAD-NeRF's --fp16; positions stay float32."""
     initial_density: float = 3.0

@@ -31,7 +31,7 @@ from dialogue_nerfstudio.conversation import Camera
 from dialogue_nerfstudio.conversation.video import HEAD, NECK, TORSO
 from dialogue_nerfstudio.nerf.hull import cell_centres
 
-HEAD_MIDDLE = -0.012
+HEAD_MIDDLE = -0.007
 """Depth, in head space, of the head's widest frontal section: between ear and cheek."""
 HEAD_THICKNESS = 0.4
 """Bounds half the depth of heads (m), hardly: they are deeper than wide."""
@@ -58,9 +58,9 @@ class GeometryPriorConfig:
     """Metres outside the torso's proxy that can hold something: collars, folds."""
     inside: float = 0.04
     """Metres below the surface that can hold something."""
-    surface_coefficient: float = 0.5
+    surface_coefficient: float = 4.0
     """Mean square distance, in m², of where light stops from the proxy's surface."""
-    virtual_coefficient: float = 1e-3
+    virtual_coefficient: float = 3e-3
     """Cross entropy of the opacity of virtual rays against hitting or missing the proxy."""
     virtual_rays: int = 256
     """Rays of a virtual camera and head pose."""
@@ -184,12 +184,13 @@ def distance_volume(
     """Signed distances, in metres, to the solid that reaches `depths` before and behind the plane z = `middle`.
 
     A point belongs to the pixel it is seen at, so that the solid's silhouette from the recording camera is the one it
-    was inflated from.
+    was inflated from. Below the picture the solid goes on as in its last row: bodies do.
     """
     centres = cell_centres(box, resolution)
     pixels, _ = _project(camera, centres, depths.shape[1] / camera.width)
     column, row = np.floor(pixels[:, 0]).astype(int), np.floor(pixels[:, 1]).astype(int)
-    inside = (column >= 0) & (row >= 0) & (column < depths.shape[1]) & (row < depths.shape[0])
+    row = np.minimum(row, depths.shape[0] - 1)
+    inside = (column >= 0) & (row >= 0) & (column < depths.shape[1])
     depth = np.zeros(len(centres))
     depth[inside] = depths[row[inside], column[inside]]
     solid = (np.abs(centres[:, 2] - middle) < depth).reshape(3 * [resolution])

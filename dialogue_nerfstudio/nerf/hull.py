@@ -29,6 +29,7 @@ def visual_hull(
     camera: Camera,
     frames: Iterable[Tuple[Float[np.ndarray, "3 4"], UInt8[np.ndarray, "h w"]]],
     keep: Tuple[int, ...],
+    keep_unseen: bool = False,
 ) -> Bool[np.ndarray, " cells"]:
     """Carves a box.
 
@@ -38,6 +39,7 @@ def visual_hull(
         camera: the recording camera, at any size of its picture.
         frames: (rigid transform from the part's space to person space, label map) of training frames.
         keep: labels of the part.
+        keep_unseen: whether cells that no frame sees can hold something.
 
     Returns:
         whether each cell can hold something.
@@ -58,4 +60,4 @@ def visual_hull(
         inside = (local[:, 2] < 0) & (column >= 0) & (row >= 0) & (column < labels.shape[1]) & (row < labels.shape[0])
         seen += inside
         hits[inside] += mask[row[inside], column[inside]]
-    return hits > SMALLEST_SHARE * np.maximum(seen, 1)
+    return (hits > SMALLEST_SHARE * np.maximum(seen, 1)) | (keep_unseen & (seen == 0))

@@ -129,9 +129,9 @@ class DialogueModelConfig(ModelConfig):
 
     photometric_coefficient: float = 1.0
     """Squared colour error: DFA-NeRF equation 11, DialogueNeRF section 4.2."""
-    mask_coefficient: float = 1e-3
+    mask_coefficient: float = 5e-3
     """Cross entropy of head and torso opacity against the labels, so that neither explains the other; ours."""
-    spread_coefficient: float = 0.2
+    spread_coefficient: float = 2.0
     """Variance, in m², of the depth that a ray sees, so that surfaces are thin and what lies behind them can be culled;
     a simpler form of Mip-NeRF 360's distortion loss."""
     entropy_coefficient: float = 1e-4

@@ -114,7 +114,13 @@ class DialoguePipeline(VanillaPipeline):
             # A proxy says where a hidden neck is; without one the torso ends where the head hides it.
             body = (TORSO, NECK, HEAD) if priors.enabled else (TORSO, NECK)
             torso = visual_hull(
-                person.torso_box, resolution, person.camera, ((identity, label) for label in labels), body
+                person.torso_box,
+                resolution,
+                person.camera,
+                ((identity, label) for label in labels),
+                body,
+                # A proxy goes on below the picture.
+                keep_unseen=priors.enabled,
             )
             hulls.append((torch.from_numpy(head), torch.from_numpy(torso)))
             if priors.enabled:

@@ -15,7 +15,7 @@ COUNTS = [6, 10]
 
 
 def head_field(sharing="per-participant"):
-    field = HeadField(HeadFieldConfig(grid=GRID), sharing, BOXES, face=8, eyes=4)
+    field = HeadField(HeadFieldConfig(view_dependent=True, grid=GRID), sharing, BOXES, face=8, eyes=4)
     for grid in field.grid.grids:
         torch.nn.init.uniform_(grid.table, -0.5, 0.5)
     return field

@@ -31,6 +31,8 @@ def small_config(tiny, cache):
     config.datamanager.frames_per_batch = 4
     grid = HashGridConfig(num_levels=4, log2_hashmap_size=12, base_resolution=8, max_resolution=32, kernel="torch")
     config.model.head.grid = config.model.torso.grid = grid
+    # Every path of the fields is at work, also those that are off by default.
+    config.model.head.view_dependent = True
     config.model.head_samples, config.model.torso_samples = 12, 8
     config.model.occupancy.resolution = 16
     config.model.signals.audio = AudioNetConfig(base_width=4, code_size=16)
