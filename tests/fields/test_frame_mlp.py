@@ -163,7 +163,9 @@ def test_compiled_for_a_gpu_it_fits_and_uses_tensor_cores(tmp_path) -> None:
 def test_the_head_field_uses_it() -> None:
     boxes = torch.tensor([[[-0.1, -0.1, -0.1], [0.1, 0.1, 0.1]]])
     grid = HashGridConfig(num_levels=2, log2_hashmap_size=8, base_resolution=4, max_resolution=8, kernel="torch")
-    field = HeadField(HeadFieldConfig(view_dependent=True, grid=grid), "per-participant", boxes, face=4, eyes=2).to(DEVICE)
+    field = HeadField(HeadFieldConfig(view_dependent=True, grid=grid), "per-participant", boxes, face=4, eyes=2).to(
+        DEVICE
+    )
     torch.nn.init.uniform_(field.grid.grids[0].table, -0.5, 0.5)
     signal = HeadSignal(face=torch.randn(2, 4, device=DEVICE), eyes=torch.randn(2, 2, device=DEVICE))
     points = (torch.rand(30, 3, device=DEVICE) - 0.5) * 0.2

@@ -41,7 +41,9 @@ class Avatar:
     def __init__(self, sharing="per-participant", head=None, torso=None):
         boxes = torch.stack([HEAD_BOX, HEAD_BOX * 1.1]), torch.stack([TORSO_BOX, TORSO_BOX * 0.9])
         self.boxes = boxes
-        self.head = lively(HeadField(head or HeadFieldConfig(view_dependent=True, grid=GRID), sharing, boxes[0], face=8, eyes=4))
+        self.head = lively(
+            HeadField(head or HeadFieldConfig(view_dependent=True, grid=GRID), sharing, boxes[0], face=8, eyes=4)
+        )
         self.torso = lively(TorsoField(torso or TorsoFieldConfig(grid=GRID), sharing, boxes[1]))
         self.signal = HeadSignal(face=torch.randn(1, 8), eyes=torch.randn(1, 4))
         self.et = torch.rand(1, 12 if self.torso.config.pose_history else 6) - 0.5
@@ -140,7 +142,9 @@ def test_one_avatar(sharing):
 def test_sizes_and_options(head, torso):
     torch.manual_seed(1)
     grids = HashGridConfig(num_levels=3, features_per_level=4, log2_hashmap_size=10, kernel="torch")
-    avatar = Avatar(head=HeadFieldConfig(view_dependent=True, grid=grids, **head), torso=TorsoFieldConfig(grid=GRID, **torso))
+    avatar = Avatar(
+        head=HeadFieldConfig(view_dependent=True, grid=grids, **head), torso=TorsoFieldConfig(grid=GRID, **torso)
+    )
     check(*avatar.sources(0, Placement.identity(), samples=(48, 64)))
 
 
