@@ -442,9 +442,6 @@ class DialogueDataManager(VanillaDataManager):
             labels.append(np.asarray(store.labels).reshape(len(store.labels), -1)[rows, person_flat])
             in_eyes.append(_in_box(person_flat, self._regions[participant].eyes[rows], store.shape[2]))
             frame_rows.append(rows)
-            left, top, right, bottom = self._regions[participant].eyes[rows].T
-            row, column = np.divmod(person_flat, store.shape[2])
-            in_eyes.append((left <= column) & (column < right) & (top <= row) & (row < bottom))
             flat = torch.from_numpy(person_flat).to(self.device)
             directions.append(self._pixel_directions[participant][flat])
             origins.append(self._origins[participant].expand(len(flat), 3))

@@ -309,3 +309,36 @@ def test_processing_without_mediapipe(tmp_path):
     (sentence,) = finished.stderr.strip().splitlines()
     assert sentence.startswith("Error: ") and "mediapipe" in sentence
     assert not (tmp_path / "out").exists()
+
+
+# What a kernel and a scene are asked for
+
+
+def test_a_kernel_that_is_absent_ends_training(tmp_path, capsys):
+    """`ns-train dialogue-nerf --pipeline.model.head.grid.kernel tcnn` where tiny-cuda-nn is not installed."""
+    import copy
+
+    from dialogue_nerfstudio.nerf.config import dialogue_nerf
+
+    if importlib.util.find_spec("tinycudann") is not None:
+        pytest.skip("tiny-cuda-nn is installed here")
+    config = copy.deepcopy(dialogue_nerf.config.pipeline)
+    config.datamanager.data = write_tiny_conversation(tmp_path / "chat")
+    config.datamanager.cache_folder = tmp_path / "cache"
+    config.model.head.grid.kernel = "tcnn"
+    with pytest.raises(SystemExit) as stop:
+        config.setup(device="cpu", test_mode="val", world_size=1, local_rank=0, grad_scaler=None)
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and message.startswith("Error: ")
+    assert "kernel=tcnn" in message and "kernel=auto" in message
+
+
+def test_people_who_overlap(render, tmp_path):
+    places = [{"position": [0.0, 0.0], "yaw": 0.0}, {"position": [0.05, 0.0], "yaw": 0.0}]
+    (tmp_path / "places.json").write_text(json.dumps(places))
+    render("--layout", "co-located", "--placement", tmp_path / "places.json", naming=["p0", "p1"])
+
+
+def test_a_camera_path_that_is_none(render, tmp_path):
+    (tmp_path / "path.json").write_text('{"camera_path": []}')
+    render("--layout", "co-located", "--camera", tmp_path / "path.json", naming=["path.json"])
