@@ -5,7 +5,7 @@ silhouette over the training frames, inflated to a rounded solid of human thickn
 that goes on behind the chin. It does three things in training, and nothing at render time:
 
 - cells away from its surface are ruled out of the occupancy grids (no walls, no floaters, fewer samples);
-- light that stops away from its surface costs a little (`surface_coefficient`), so that parallax decides where there is
+- light that stops away from its surface costs a little (`*_surface_coefficient`), so that parallax decides where there is
   any and the proxy where there is none;
 - rays of cameras and head poses that nobody recorded must stop where they meet the proxy and pass where they miss it
   (`virtual_coefficient`), against holes beside and behind what was seen.
@@ -52,14 +52,19 @@ class GeometryPriorConfig:
     """Whether there is a proxy at all."""
     resolution: int = 64
     """Cells an axis of the proxy's volume."""
-    head_outside: float = 0.03
-    """Metres outside the head's proxy that can hold something: noses, hair."""
+    head_outside: float = 0.06
+    """Metres outside the head's proxy that can hold something: noses, lips and hair stand out of a rounded solid."""
+    head_inside: float = 0.08
+    """Metres below the head's surface that can hold something: open mouths are dark because they are deep."""
     torso_outside: float = 0.03
     """Metres outside the torso's proxy that can hold something: collars, folds."""
-    inside: float = 0.04
-    """Metres below the surface that can hold something."""
-    surface_coefficient: float = 4.0
-    """Mean square distance, in m², of where light stops from the proxy's surface."""
+    torso_inside: float = 0.04
+    """Metres below the torso's surface that can hold something."""
+    head_surface_coefficient: float = 1.0
+    """Mean square distance, in m², of where light stops from the head's proxy. A head turns, so that parallax knows
+    better: at 4 mouths lose a decibel."""
+    torso_surface_coefficient: float = 4.0
+    """The same for the torso, which hardly turns."""
     virtual_coefficient: float = 3e-3
     """Cross entropy of the opacity of virtual rays against hitting or missing the proxy."""
     virtual_rays: int = 256
@@ -288,14 +293,21 @@ class BodyProxies(nn.Module):
         centres = torch.from_numpy(cell_centres(np.stack([low.cpu().numpy(), high.cpu().numpy()]), resolution))
         distance = self.distance(part, centres.float().to(low.device), participant)
         reach = 0.5 * float((high - low).norm()) / resolution
-        outside = self.config.torso_outside if part else self.config.head_outside
-        return (distance < outside + reach) & (distance > -self.config.inside - reach)
+        config = self.config
+        outside, inside = (
+            (config.torso_outside, config.torso_inside) if part else (config.head_outside, config.head_inside)
+        )
+        return (distance < outside + reach) & (distance > -inside - reach)
 
     def surface_loss(
         self, part: int, points: Float[Tensor, "n 3"], weights: Float[Tensor, " n"], participant: int
     ) -> Float[Tensor, ""]:
-        """Σ w d² over samples: how far from the surface light stops, m²."""
-        return (weights * self.distance(part, points.detach(), participant).clamp(-0.05, 0.05).square()).sum()
+        """Σ w d² over samples, times the part's coefficient: how far from the surface light stops, m²."""
+        coefficient = self.config.torso_surface_coefficient if part else self.config.head_surface_coefficient
+        if coefficient <= 0:
+            return weights.new_zeros(())
+        distance = self.distance(part, points.detach(), participant).clamp(-0.05, 0.05)
+        return coefficient * (weights * distance.square()).sum()
 
     def virtual_rays(self, participant: int, count: int) -> Tuple[Float[Tensor, "rays 3"], Float[Tensor, "rays 3"]]:
         """(origins, unit directions), in person space, of a virtual camera's rays to points about head and torso.

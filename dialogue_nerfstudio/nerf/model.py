@@ -131,7 +131,7 @@ class DialogueModelConfig(ModelConfig):
     """Squared colour error: DFA-NeRF equation 11, DialogueNeRF section 4.2."""
     mask_coefficient: float = 5e-3
     """Cross entropy of head and torso opacity against the labels, so that neither explains the other; ours."""
-    spread_coefficient: float = 2.0
+    spread_coefficient: float = 1.0
     """Variance, in m², of the depth that a ray sees, so that surfaces are thin and what lies behind them can be culled;
     a simpler form of Mip-NeRF 360's distortion loss."""
     entropy_coefficient: float = 1e-4
@@ -500,7 +500,7 @@ class DialogueModel(Model):
                 regularised["correction_squared"] = conditions.correction.square().mean()
             if conditions.signal.appearance is not None:
                 regularised["appearance_squared"] = conditions.signal.appearance.square().mean()
-            if self.proxies is not None and self.config.geometry.surface_coefficient > 0:
+            if self.proxies is not None:
                 regularised["surface"] = sum(
                     self.proxies.surface_loss(part, samples.points, weights, conditions.participant)
                     for part, (samples, weights) in enumerate(
@@ -920,7 +920,7 @@ class DialogueModel(Model):
         if "spread" in outputs and config.spread_coefficient > 0:
             losses["spread"] = config.spread_coefficient * outputs["spread"]
         if "surface" in outputs:
-            losses["surface"] = config.geometry.surface_coefficient * outputs["surface"]
+            losses["surface"] = outputs["surface"]
         if "virtual" in outputs:
             losses["virtual"] = config.geometry.virtual_coefficient * outputs["virtual"]
         if "gate_mean" in outputs and config.gate_coefficient > 0:

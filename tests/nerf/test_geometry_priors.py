@@ -91,7 +91,10 @@ def proxies(camera):
     depths = inflate(disc(64, 0.08 / pixel), pixel, 100.0)
     volume = distance_volume(box, 48, camera, depths, 0.0)
     boxes = torch.tensor(box, dtype=torch.float32)[None]
-    return BodyProxies(GeometryPriorConfig(), boxes, boxes, [(volume, volume)], [camera])
+    config = GeometryPriorConfig(
+        head_outside=0.03, head_inside=0.04, head_surface_coefficient=1.0, torso_surface_coefficient=2.0
+    )
+    return BodyProxies(config, boxes, boxes, [(volume, volume)], [camera])
 
 
 def test_distances_are_a_spheres(proxies):
@@ -104,6 +107,8 @@ def test_distances_are_a_spheres(proxies):
     weights = torch.ones(1)
     near, far = (proxies.surface_loss(1, torch.tensor([[0.0, 0.0, z]]), weights, 0) for z in (0.08, 0.11))
     assert near < 1e-4 < far
+    # Each part has its own coefficient.
+    assert torch.isclose(2.0 * proxies.surface_loss(0, torch.tensor([[0.0, 0.0, 0.11]]), weights, 0), far)
     shell = proxies.shell(0, 0, 16)
     radius = np.linalg.norm(cell_centres(np.array([[-0.12] * 3, [0.12] * 3]), 16), axis=1)
     assert not shell[torch.from_numpy(radius < 0.02)].any() and not shell[torch.from_numpy(radius > 0.14)].any()
@@ -151,7 +156,7 @@ def test_the_proxy_of_a_known_head_and_its_training(small_config):
     train(pipeline, 40)
     model.train()
     outputs = model(pipeline.datamanager.next_train(0)[0])
-    assert outputs["virtual"] < 0.5 and outputs["surface"] < 0.01**2 * 9
+    assert outputs["virtual"] < 0.5 and outputs["surface"] < 4.0 * 0.01**2 * 9
 
 
 def test_without_priors_nothing_is_built(small_config):
