@@ -5,8 +5,8 @@ silhouette over the training frames, inflated to a rounded solid of human thickn
 that goes on behind the chin. It does three things in training, and nothing at render time:
 
 - cells away from its surface are ruled out of the occupancy grids (no walls, no floaters, fewer samples);
-- light that stops away from its surface costs a little (`*_surface_coefficient`), so that parallax decides where there is
-  any and the proxy where there is none;
+- light that stops away from its surface costs a little (`*_surface_coefficient`), so that parallax decides where there
+  is any and the proxy where there is none;
 - rays of cameras and head poses that nobody recorded must stop where they meet the proxy and pass where they miss it
   (`virtual_coefficient`), against holes beside and behind what was seen.
 

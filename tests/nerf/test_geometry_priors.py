@@ -144,7 +144,8 @@ def test_turns_are_views(proxies):
 
 def test_the_proxy_of_a_known_head_and_its_training(small_config):
     """Ellipsoid heads: the proxy's sides are where the head's are, and virtual views have no holes after training."""
-    small_config.model.geometry.virtual_interval = 1
+    geometry = small_config.model.geometry
+    geometry.virtual_interval, geometry.head_outside, geometry.head_inside = 1, 0.03, 0.04
     pipeline = DialoguePipeline(small_config, device="cpu", test_mode="val")
     model = pipeline.model
     side = torch.tensor([[HEAD_RADII[0], 0.0, 0.0], [0.0, HEAD_RADII[1], 0.0], [0.0, 0.0, 0.0]], dtype=torch.float32)
