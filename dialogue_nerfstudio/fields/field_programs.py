@@ -44,7 +44,7 @@ HEAD_OPTIONS = {
         "latent_size",
         "face_regions",
     ),
-    *("eye_regions", "initial_density", "mlp_kernel"),
+    *("eye_regions", "initial_density", "mlp_kernel", "view_dependent"),
 }
 TORSO_CHILDREN = {
     *("codes", "grid", "deformation", "input_layer", "condition_layer", "hidden", "density_output", "colour_code"),

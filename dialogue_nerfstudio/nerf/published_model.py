@@ -35,7 +35,9 @@ from dialogue_nerfstudio.fields.published_field import (
 from dialogue_nerfstudio.fields.signal_encoder import EYES_SIZE
 from dialogue_nerfstudio.nerf.compatibility import CHECKPOINT_FORMAT
 from dialogue_nerfstudio.nerf.dataparser import RecordedPerson
+from dialogue_nerfstudio.nerf.geometry_priors import GeometryPriorConfig
 from dialogue_nerfstudio.nerf.model import DialogueModel, DialogueModelConfig, Drive, FrameConditions, samples_per_frame
+from dialogue_nerfstudio.nerf.pose_refinement import PoseRefinementConfig
 from dialogue_nerfstudio.nerf.scene import Scene
 from dialogue_nerfstudio.nerf.signals import ConversationSignals
 from dialogue_nerfstudio.rendering.compositing import transmittance
@@ -63,6 +65,12 @@ class PublishedModelConfig(DialogueModelConfig):
     """Rays rendered at a time; a layer's outputs of 64 samples each need 64 kB a ray."""
     fast_inference: bool = False
     """Stays off: the compiled march is of this package's own fields."""
+    signal_noise: float = 0.0
+    """Stays 0: signals as they were tracked."""
+    refinement: PoseRefinementConfig = field(default_factory=lambda: PoseRefinementConfig(by_signal=False))
+    """Stays off: poses as they were tracked."""
+    geometry: GeometryPriorConfig = field(default_factory=lambda: GeometryPriorConfig(enabled=False))
+    """Stays off: colour alone decides."""
     network: PublishedFieldConfig = field(default_factory=PublishedFieldConfig)
     """The one network of all heads and torsos."""
     samples: int = 64

@@ -46,7 +46,8 @@ def refused(cli, tmp_path) -> Callable[..., str]:
         result = cli(*args)
         assert result.code == 2, result
         assert "Traceback" not in result.stdout + result.stderr
-        lines = result.stderr.strip().splitlines()
+        # What renders is said once beforehand, and is no part of the refusal.
+        lines = [line for line in result.stderr.strip().splitlines() if not line.startswith("rendering: ")]
         assert len(lines) == 1 and lines[0].startswith("Error: "), result.stderr
         sentence = lines[0].removeprefix("Error: ")
         for part in naming:

@@ -33,6 +33,7 @@ def small_config(tiny, cache):
     config.model.head.grid = config.model.torso.grid = grid
     # Every path of the fields is at work, also those that are off by default.
     config.model.head.view_dependent = True
+    config.model.head.encoding = "grid"
     config.model.head_samples, config.model.torso_samples = 12, 8
     config.model.occupancy.resolution = 16
     config.model.signals.audio = AudioNetConfig(base_width=4, code_size=16)
