@@ -4,7 +4,8 @@
 
 Seconds count from the second training step on, without the evaluations in between; loading and compiling come before.
 The baselines, in the same run, are training with the torch kernel of the hash grid and training without culling any
-sample: they compute the same steps, so the ratio of their step times is the ratio of the times to any quality.
+sample. The first computes the same steps, so that the ratio of step times is the ratio of the times to any quality; the
+second takes other samples, and its ratio is one of step times only.
 """
 
 import tempfile
