@@ -131,7 +131,7 @@ def peak_of(
             config.pipeline.model.drive = options.drive
 
         pipeline = TrainingLoop(data, 1, change).pipeline.eval()
-        pipeline.load_state_dict(torch.load(state, weights_only=False))
+        pipeline.load_state_dict(torch.load(state, weights_only=True))
     render = renderer(pipeline, size, 2)
     for _ in range(3):
         render()
