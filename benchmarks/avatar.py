@@ -24,9 +24,9 @@ from common import (
     held_out_psnr,
     interleaved_seconds,
     peak_memory,
-    report,
     synchronise,
 )
+from measuring import report
 
 from dialogue_nerfstudio.cli.training import measure_held_out, train_avatars
 from dialogue_nerfstudio.nerf.load import load_pipeline_for_rendering

@@ -1,6 +1,5 @@
-"""What the benchmarks share: a conversation to work on, a training loop to time, memory, and the form of the output."""
+"""What the benchmarks share: a conversation to work on, a training loop to time, and memory."""
 
-import json
 import multiprocessing
 import resource
 import shutil
@@ -229,19 +228,3 @@ def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
         raise RuntimeError(f"{function.__name__} failed, see above") from error
     finally:
         process.join()
-
-
-# Output ---------------------------------------------------------------------------------------------------------------
-
-
-def table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Columns of text, numbers with three digits that count."""
-    cells = [list(titles)] + [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(titles))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
-
-
-def report(figures: dict[str, Any], titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """JSON on stdout, so that it can be piped on, and a short table of it on stderr."""
-    print(json.dumps(figures, indent=2, default=str))
-    print(table(titles, rows), file=sys.stderr)

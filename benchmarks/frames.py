@@ -25,8 +25,8 @@ from common import (
     in_own_process,
     interleaved_seconds,
     peak_memory,
-    report,
 )
+from measuring import report
 
 from dialogue_nerfstudio.nerf.load import load_pipeline_for_rendering
 from dialogue_nerfstudio.nerf.model import DialogueModel

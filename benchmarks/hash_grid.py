@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 import tyro
-from common import device, interleaved_seconds, report
+from common import device, interleaved_seconds
+from measuring import report
 from torch import Tensor
 
 from dialogue_nerfstudio.conversation import DialogueError

@@ -24,8 +24,8 @@ from common import (
     in_own_process,
     interleaved_seconds,
     peak_memory,
-    report,
 )
+from measuring import report
 
 from dialogue_nerfstudio.conversation import load_conversation
 from dialogue_nerfstudio.nerf.trainer import DialogueTrainerConfig

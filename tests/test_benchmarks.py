@@ -2,14 +2,22 @@
 
 import importlib
 import json
+import shutil
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 from tiny_conversation import write_tiny_conversation
 
-from dialogue_nerfstudio.conversation import DialogueError
+from dialogue_nerfstudio.conversation import Conversation, DialogueError, load_conversation, save_conversation
+from dialogue_nerfstudio.conversation.files import write_npz
+from dialogue_nerfstudio.conversation.simulate import SimulationConfig, simulate_conversation
+from dialogue_nerfstudio.process.audio_features import load_audio
+from dialogue_nerfstudio.process.decode import probe
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -20,7 +28,17 @@ def benchmark_module(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield importlib.import_module
-    for name in ("common", "ablation", "avatar", "frames", "scaling", "hash_grid", "rendering"):
+    for name in (
+        "common",
+        "measuring",
+        "ablation",
+        "avatar",
+        "frames",
+        "scaling",
+        "hash_grid",
+        "rendering",
+        "processing",
+    ):
         sys.modules.pop(name, None)
 
 
@@ -149,9 +167,135 @@ def test_memory_is_measured_in_a_process_of_its_own(benchmark_module):
     assert common.in_own_process(common.peak_memory)["resident"] > 10.0
 
 
+def test_a_watched_process_tells_what_it_took(benchmark_module):
+    measuring = benchmark_module("measuring")
+    looks = []
+    result, took = measuring.watched(time.sleep, 0.3, look=lambda: looks.append(1))
+    assert result is None and took["seconds"] >= 0.3 and took["peak_mib"] > 5.0 and looks
+    with pytest.raises(RuntimeError, match="failed"):
+        measuring.watched(time.sleep, "long")
+
+
 def test_report_is_json_and_a_table(benchmark_module, capsys):
-    common = benchmark_module("common")
-    common.report({"speed": 1.5}, ("figure", "value"), [("speed", 1.5)])
+    measuring = benchmark_module("measuring")
+    measuring.report({"speed": 1.5}, ("figure", "value"), [("speed", 1.5)])
     captured = capsys.readouterr()
     assert captured.out == '{\n  "speed": 1.5\n}\n'
     assert captured.err == "figure  value\nspeed   1.5  \n"
+
+
+# Processing -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    """A short simulation, where the benchmark of processing keeps it."""
+    root = tmp_path_factory.mktemp("processing") / "simulated" / "seed_0_2_64_2"
+    simulate_conversation(SimulationConfig(seconds=2.0, size=64), root)
+    return root
+
+
+def _as_if_processed(truth: Path, output: Path) -> Conversation:
+    """A processed conversation without a fault, but for a lost frame."""
+    shutil.rmtree(output, ignore_errors=True)
+    shutil.copytree(truth, output)
+    found = load_conversation(output)
+    people = []
+    for person in found.participants:
+        x, y, width, height = person.source["crop"]
+        people.append(replace(person, source={"crop": [x, y, x + width, y + height]}))
+        write_npz(
+            found.participant_path(person.id, "tracking.npz"),
+            landmarks=np.zeros((found.num_frames, 478, 2), np.float32),
+            reprojection_error=np.full(found.num_frames, 0.5, np.float32),
+            confidence=np.ones(found.num_frames, np.float32),
+            visible=np.arange(found.num_frames) > 0,
+        )
+    save_conversation(replace(found, participants=people), output)
+    return load_conversation(output)
+
+
+@pytest.fixture
+def processing(benchmark_module, monkeypatch):
+    module = benchmark_module("processing")
+    calls = []
+
+    def processed(video, output, config, progress):
+        calls.append(output.name)
+        return _as_if_processed(video.parent / "truth", output)
+
+    monkeypatch.setattr(module, "processed", processed)
+    return module, calls
+
+
+def test_processing_scores_the_truth_without_a_fault_and_keeps_it(processing, simulated):
+    module, calls = processing
+    folder = simulated.parents[1]
+    options = module.ProcessingBenchmark(seeds=1, seconds=2.0, size=64, folder=folder)
+    figures = module.measure(options)
+    means = {name: values["mean"] for name, values in figures["simulated"].items()}
+    for name in ("rotation_degrees", "gaze_degrees", "translation_mm_centred", "der"):
+        assert means[name] == pytest.approx(0, abs=1e-3), name
+    assert means["label_flicker"] == means["true_label_flicker"]
+    for name in ("iou_head", "iou_torso", "iou_background", "blink_f1", "roles_per_frame"):
+        assert means[name] == 1.0
+    assert means["lost_frames"] == 1 and means["reprojection_rmse_px"] == pytest.approx(0.5)
+    lines = module.rows(figures)
+    assert ["simulated iou_head", 1.0, "1 … 1", "0.93"] in lines
+
+    module.measure(options)
+    assert calls == ["seed_0_2_64_2"], "what is kept was measured again"
+    module.measure(replace(options, process=replace(options.process, focal=300.0)))
+    assert len(calls) == 2
+
+
+def test_processing_sees_what_is_wrong(processing, simulated, tmp_path):
+    module, _ = processing
+    truth = load_conversation(simulated / "truth")
+    found = _as_if_processed(simulated / "truth", tmp_path / "found")
+    first = found.participants[0]
+    turn = Rotation.from_euler("x", 6.0, degrees=True)
+    first.motion.head_pose[:, :3] = (Rotation.from_rotvec(first.motion.head_pose[:, :3]) * turn).as_rotvec()
+    first.motion.gaze[:, :, 0] += np.deg2rad(4.0)
+    first.source["crop"] = [8, 0, 72, 64]
+    scores = module.score(truth, replace(found, segments=[]))
+    assert scores["people"][0]["rotation_degrees"] == pytest.approx(6.0, abs=1e-3)
+    assert scores["rotation_degrees"] == pytest.approx(3.0, abs=1e-3)
+    assert scores["rotation_degrees_centred"] == pytest.approx(0.0, abs=1e-3)
+    assert 1.5 < scores["gaze_degrees"] < 2.1 and scores["gaze_degrees_centred"] < 0.1
+    assert scores["people"][0]["iou_head"] < 0.9 < scores["people"][1]["iou_head"]
+    assert scores["der"] == 1.0 and scores["roles_per_frame"] < 1.0
+    with pytest.raises(DialogueError, match="1 people, the simulation 2"):
+        module.score(truth, replace(found, participants=[first]))
+
+
+def test_labels_are_compared_where_both_crops_are(benchmark_module):
+    module = benchmark_module("processing")
+    labels = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    same = module.resample_labels(labels, (10, 20, 4), (10, 20, 4), 4)
+    np.testing.assert_array_equal(same, labels)
+    moved = module.resample_labels(labels, (10, 20, 4), (11, 18, 4), 4)
+    np.testing.assert_array_equal(moved[2:, :3], labels[:2, 1:])
+    assert (moved[:2] == 255).all() and (moved[:, 3] == 255).all()
+    larger = module.resample_labels(labels, (10, 20, 4), (10, 20, 4), 8)
+    np.testing.assert_array_equal(larger, labels.repeat(2, 0).repeat(2, 1))
+
+
+def test_a_looped_video_repeats_pictures_and_sound(benchmark_module, simulated, tmp_path):
+    module = benchmark_module("processing")
+    assert module.looped(simulated / "video.mp4", tmp_path / "loop.mkv", 6.0) == 3
+    source, loop = probe(simulated / "video.mp4"), probe(tmp_path / "loop.mkv")
+    assert loop.num_frames == 3 * source.num_frames == 150
+    once, thrice = list(source.frames()), list(loop.frames())
+    for index in (0, 17, 49):
+        for turn in range(3):
+            np.testing.assert_array_equal(once[index], thrice[50 * turn + index])
+    assert abs(len(load_audio(tmp_path / "loop.mkv")) - 6 * 16000) < 3 * 1024
+
+
+def test_processing_refuses_what_is_not_there(benchmark_module, tmp_path):
+    module = benchmark_module("processing")
+    with pytest.raises(DialogueError, match="no file"):
+        module.measure(module.ProcessingBenchmark(seeds=0, clips=(tmp_path / "none.mp4",), folder=tmp_path))
+    with pytest.raises(DialogueError, match="belong together"):
+        module.measure(module.ProcessingBenchmark(seeds=0, audio=tmp_path / "talk.wav", folder=tmp_path))

@@ -114,3 +114,32 @@ def role_accuracy(
     participant's frame counts for itself."""
     right = predicted == true
     return {"per_frame": float(right.all(1).mean()), "per_role": float(right.mean())}
+
+
+def gaze_error_degrees(
+    predicted: Float[np.ndarray, "num_frames 2 2"],
+    true: Float[np.ndarray, "num_frames 2 2"],
+    open_eyes: Bool[np.ndarray, " num_frames"],
+    remove_offset: bool = False,
+) -> Float[np.ndarray, " num_open"]:
+    """Angle (degrees) between predicted and true line of sight, mean of both eyes, in the frames in which they are
+    open.
+
+    Args:
+        predicted, true: yaw and pitch (radians) of each eye in the head.
+        open_eyes: the frames to look at: nobody sees where a closed eye looks.
+        remove_offset: first take the median difference of yaw and of pitch away, which no picture can tell from another
+            idea of the eye's axis.
+    """
+    if remove_offset and open_eyes.any():
+        predicted = predicted - np.median((predicted - true)[open_eyes], axis=(0, 1))
+    found, wanted = _sight(predicted[open_eyes]), _sight(true[open_eyes])
+    # The arc cosine alone loses small angles.
+    angles = np.arctan2(np.linalg.norm(np.cross(found, wanted), axis=-1), (found * wanted).sum(-1))
+    return np.degrees(angles).mean(1)
+
+
+def _sight(gaze: Float[np.ndarray, "*dims 2"]) -> Float[np.ndarray, "*dims 3"]:
+    """Unit vectors of yaw and pitch."""
+    yaw, pitch = gaze[..., 0].astype(np.float64), gaze[..., 1].astype(np.float64)
+    return np.stack([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)], axis=-1)

@@ -9,6 +9,7 @@ from dialogue_nerfstudio.metrics.tracking import (
     blink_score,
     blinks_per_second,
     event_score,
+    gaze_error_degrees,
     position_difference,
     role_accuracy,
     rotation_difference,
@@ -100,3 +101,15 @@ def test_role_accuracy_by_hand():
     true = np.array([[1, 0], [1, 0], [0, 1], [0, 0]], bool)
     predicted = np.array([[1, 0], [0, 1], [1, 1], [0, 0]], bool)
     assert role_accuracy(predicted, true) == {"per_frame": 0.5, "per_role": 5 / 8}
+
+
+def test_gaze_error_of_a_known_turn():
+    true = np.random.default_rng(3).normal(0, 0.1, (20, 2, 2))
+    true[:, :, 1] = 0.0
+    predicted = true.copy()
+    predicted[:, :, 0] += np.deg2rad(5.0)
+    predicted[4] += 1.0
+    seen = np.arange(20) != 4
+    np.testing.assert_allclose(gaze_error_degrees(predicted, true, seen), 5.0, atol=1e-4)
+    np.testing.assert_allclose(gaze_error_degrees(predicted, true, seen, remove_offset=True), 0.0, atol=1e-4)
+    assert len(gaze_error_degrees(predicted, true, seen)) == 19
