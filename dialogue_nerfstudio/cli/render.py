@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Optional
 
@@ -276,11 +276,9 @@ def prepare_scene(pipeline: Any, participants: list[str], driving: "Driving", op
     model = pipeline.model
     kind = options.camera or "front"
     path = None if kind in CAMERAS else scene_cameras.read_camera_path(Path(kind))
-    if options.spacing is not None:
-        model.config.scene = replace(model.config.scene, spacing=options.spacing)
     # Over a shoulder only somebody who turns that way shows a face.
     placement = options.placement or ("facing" if kind == "over-shoulder" and len(participants) == 2 else None)
-    scene = model.make_scene(placement, participants)
+    scene = model.make_scene(placement, participants, spacing=options.spacing)
     if path is not None:
         height = options.resolution or path.height
         width = round(height * path.width / path.height)

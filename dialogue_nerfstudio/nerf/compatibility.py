@@ -1,7 +1,7 @@
 """What a checkpoint and the model that loads it must agree on, and the sentence said when they do not."""
 
 from dataclasses import asdict
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Sequence
 
 from dialogue_nerfstudio.conversation import DialogueError
 from dialogue_nerfstudio.encodings.hash_grid import KERNELS, HashGridConfig
@@ -14,6 +14,16 @@ GRID_LAYOUT = "tiny-cuda-nn"
 
 KNOWN_KERNELS = KERNELS
 """Kernels whose checkpoints can be read."""
+
+
+NAMES = {
+    "participants": "participants",
+    "grid_sharing": "grid sharing",
+    "head_grid": "hash grid of the head",
+    "torso_grid": "hash grid of the torso",
+    "expression_basis": "expression basis",
+}
+"""What the entries of a checkpoint's extra state are called in a sentence."""
 
 
 def grid_size(config: HashGridConfig, encoding: str) -> Dict[str, Any]:
@@ -30,11 +40,6 @@ def check_compatible(state: Optional[Dict[str, Any]], own: Dict[str, Any]) -> No
     """
     if not isinstance(state, dict) or "format" not in state:
         raise DialogueError("the checkpoint was not written by dialogue-nerf; give one of this method.")
-    if state["format"] > CHECKPOINT_FORMAT:
-        raise DialogueError(
-            f"the checkpoint has format {state['format']}, this program knows up to {CHECKPOINT_FORMAT}; "
-            "upgrade dialogue-nerfstudio."
-        )
     if state.get("renderer", "grid") != "grid":
         raise DialogueError(
             "the checkpoint was written by dialogue-nerf-paper; load the config.yml that was saved with it."
@@ -45,15 +50,26 @@ def check_compatible(state: Optional[Dict[str, Any]], own: Dict[str, Any]) -> No
             f"'{state['grid_layout']}'), which this program cannot read; it reads {', '.join(KNOWN_KERNELS)} with "
             f"layout '{own['grid_layout']}'. Train again, or load it where that kernel is installed."
         )
-    for key, what in (
-        ("participants", "participants"),
-        ("grid_sharing", "grid sharing"),
-        ("head_grid", "hash grid of the head"),
-        ("torso_grid", "hash grid of the torso"),
-        ("expression_basis", "expression basis"),
-    ):
+    check_same(state, own, ("participants", "grid_sharing", "head_grid", "torso_grid", "expression_basis"))
+
+
+def check_same(state: Dict[str, Any], own: Dict[str, Any], keys: Sequence[str]) -> None:
+    """Compares what any renderer's checkpoints say of themselves.
+
+    Args:
+        keys: of `NAMES`; what must be the same.
+
+    Raises:
+        DialogueError: one sentence about the first thing that differs.
+    """
+    if state["format"] > CHECKPOINT_FORMAT:
+        raise DialogueError(
+            f"the checkpoint has format {state['format']}, this program knows up to {CHECKPOINT_FORMAT}; "
+            "upgrade dialogue-nerfstudio."
+        )
+    for key in keys:
         if state[key] != own[key]:
             raise DialogueError(
-                f"the checkpoint's {what} ({state[key]}) is not this configuration's ({own[key]}); load the "
+                f"the checkpoint's {NAMES[key]} ({state[key]}) is not this configuration's ({own[key]}); load the "
                 "config.yml and the data that it was trained with."
             )

@@ -31,9 +31,6 @@ class DialoguePanel(ViewerControl):
         num_frames: called for the length of the timeline, which changes when signals are swapped.
         fps: frames of playback a second.
         cameras: that recorded each participant; views start there.
-        shows_scene: whether everybody is shown together at first.
-        placement: how people are placed then, at first.
-        front_of_scene: called with aspect and vertical field of view (rad) for the camera that sees everybody.
     """
 
     def __init__(
@@ -44,12 +41,10 @@ class DialoguePanel(ViewerControl):
         num_frames: Callable[[], int],
         fps: float,
         cameras: List[Camera],
-        shows_scene: bool,
-        placement: str,
-        front_of_scene: Callable[[float, float], View],
     ):
-        self._cameras, self._front_of_scene = cameras, front_of_scene
-        self.shows_scene, self.placement = shows_scene, placement
+        self._cameras = cameras
+        self.shows_scene, self.placement = False, PLACEMENTS[0]
+        self._front_of_scene: Optional[Callable[[float, float], View]] = None
         self.participant_ids, self.drives, self.drive = participant_ids, drives, drive
         self.participant, self.frame, self.fps = 0, 0, fps
         self._num_frames = num_frames
@@ -58,6 +53,16 @@ class DialoguePanel(ViewerControl):
         self._view_text: Optional[Any] = None
         self._last_time = 0.0
         self._playing = False
+
+    def offer_scene(self, shows_scene: bool, placement: str, front_of_scene: Callable[[float, float], View]) -> None:
+        """Adds the scene of everybody to what can be shown; called before the viewer takes the panel.
+
+        Args:
+            shows_scene: whether everybody is shown together at first.
+            placement: how people are placed then, at first.
+            front_of_scene: called with aspect and vertical field of view (rad) for the camera that sees everybody.
+        """
+        self.shows_scene, self.placement, self._front_of_scene = shows_scene, placement, front_of_scene
 
     @property
     def has_viewer(self) -> bool:
@@ -87,8 +92,9 @@ class DialoguePanel(ViewerControl):
         self._slider = server.gui.add_slider(
             "Frame", min=0, max=max(1, self._num_frames() - 1), step=1, initial_value=self.frame
         )
+        choices = [*self.participant_ids, *([SCENE] if self._front_of_scene else [])]
         shown = SCENE if self.shows_scene else self.participant_ids[self.participant]
-        participant_menu = server.gui.add_dropdown("Participant", [*self.participant_ids, SCENE], shown)
+        participant_menu = server.gui.add_dropdown("Participant", choices, shown)
         placement_menu = server.gui.add_dropdown("Placement", self._placements(), self.placement)
         placement_menu.visible = self.shows_scene
         drive_menu = server.gui.add_dropdown("Drive", self.drives, self.drive)

@@ -13,6 +13,7 @@ from torch.cuda.amp.grad_scaler import GradScaler
 
 from dialogue_nerfstudio.conversation import DialogueError
 from dialogue_nerfstudio.conversation.video import HEAD, NECK, TORSO
+from dialogue_nerfstudio.nerf.avatar_model import AvatarModelConfig
 from dialogue_nerfstudio.nerf.datamanager import DialogueDataManager, DialogueDataManagerConfig
 from dialogue_nerfstudio.nerf.geometry_priors import person_proxy
 from dialogue_nerfstudio.nerf.hull import visual_hull
@@ -31,7 +32,7 @@ class DialoguePipelineConfig(VanillaPipelineConfig):
     _target: Type = field(default_factory=lambda: DialoguePipeline)
     datamanager: DialogueDataManagerConfig = field(default_factory=DialogueDataManagerConfig)
     """Where rays come from."""
-    model: DialogueModelConfig = field(default_factory=DialogueModelConfig)
+    model: AvatarModelConfig = field(default_factory=DialogueModelConfig)
     """The avatars."""
 
     def setup(self, **kwargs: Any) -> "DialoguePipeline":

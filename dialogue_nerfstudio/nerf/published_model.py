@@ -12,14 +12,12 @@ What the paper leaves open is taken from DFA-NeRF's public renderer (see `fields
 said so in docs/presets.md.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Type
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
 from torch import Tensor
 from torch.nn import Parameter
@@ -33,44 +31,24 @@ from dialogue_nerfstudio.fields.published_field import (
     PublishedSignalEncoder,
 )
 from dialogue_nerfstudio.fields.signal_encoder import EYES_SIZE
-from dialogue_nerfstudio.nerf.compatibility import CHECKPOINT_FORMAT
+from dialogue_nerfstudio.nerf.avatar_model import AvatarModel, AvatarModelConfig, Drive, FrameConditions
+from dialogue_nerfstudio.nerf.compatibility import check_same
 from dialogue_nerfstudio.nerf.dataparser import RecordedPerson
-from dialogue_nerfstudio.nerf.geometry_priors import GeometryPriorConfig
-from dialogue_nerfstudio.nerf.model import DialogueModel, DialogueModelConfig, Drive, FrameConditions, samples_per_frame
-from dialogue_nerfstudio.nerf.pose_refinement import PoseRefinementConfig
-from dialogue_nerfstudio.nerf.scene import Scene
 from dialogue_nerfstudio.nerf.signals import ConversationSignals
+from dialogue_nerfstudio.nerf.sources import samples_per_frame
 from dialogue_nerfstudio.rendering.compositing import transmittance
 from dialogue_nerfstudio.rendering.march import Source
-from dialogue_nerfstudio.rendering.placements import Placement
 from dialogue_nerfstudio.rendering.rays import rays_into
 from dialogue_nerfstudio.rendering.sampling import points_along, stratified
 
-USED_OPTIONS = (
-    "drive",
-    "eval_num_rays_per_chunk",
-    "clamp_views",
-    "photometric_coefficient",
-)
-"""Options of this package's own model that mean the same here; others are refused."""
-
 
 @dataclass
-class PublishedModelConfig(DialogueModelConfig):
-    """The published renderer. Of the options that `dialogue-nerf` has, it knows drive, clamp_views,
-    photometric_coefficient and eval_num_rays_per_chunk."""
+class PublishedModelConfig(AvatarModelConfig):
+    """The published renderer: nothing is culled, corrected or known of a body in advance."""
 
     _target: Type = field(default_factory=lambda: PublishedModel)
     eval_num_rays_per_chunk: int = 1024
     """Rays rendered at a time; a layer's outputs of 64 samples each need 64 kB a ray."""
-    fast_inference: bool = False
-    """Stays off: the compiled march is of this package's own fields."""
-    signal_noise: float = 0.0
-    """Stays 0: signals as they were tracked."""
-    refinement: PoseRefinementConfig = field(default_factory=lambda: PoseRefinementConfig(by_signal=False))
-    """Stays off: poses as they were tracked."""
-    geometry: GeometryPriorConfig = field(default_factory=lambda: GeometryPriorConfig(enabled=False))
-    """Stays off: colour alone decides."""
     network: PublishedFieldConfig = field(default_factory=PublishedFieldConfig)
     """The one network of all heads and torsos."""
     samples: int = 64
@@ -88,54 +66,26 @@ class PublishedConditions(FrameConditions):
     signal: PublishedSignal
 
 
-class PublishedModel(DialogueModel):
+class PublishedModel(AvatarModel):
     """See the module's sentence. Nothing is culled and no sample is skipped, as in the publication."""
 
     config: PublishedModelConfig
-    culls = False
 
     def build_fields(self, people: List[RecordedPerson], signals: ConversationSignals) -> None:
-        own = PublishedModelConfig()
-        for option in fields(DialogueModelConfig):
-            if option.name.startswith("_") or option.name in USED_OPTIONS:
-                continue
-            if getattr(self.config, option.name) != getattr(own, option.name):
-                raise DialogueError(
-                    f"--pipeline.model.{option.name.replace('_', '-')} is an option of dialogue-nerf; the published "
-                    "renderer of dialogue-nerf-paper has no such part, so leave it out."
-                )
         self.signal_encoder = PublishedSignalEncoder(self.config.network)
         self.network = PublishedField(self.config.network, len(people), signals.expression.shape[-1] + EYES_SIZE)
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
 
     def get_extra_state(self) -> Dict[str, Any]:
-        return {
-            "format": CHECKPOINT_FORMAT,
-            "renderer": "published",
-            "participants": list(self.participant_ids),
-            "expression_basis": self._signal_facts.expression_basis,
-            "trained_drives": sorted(self.trained_drives),
-            "seen_views": self.seen_views.state(),
-        }
+        return {**super().get_extra_state(), "renderer": "published"}
 
     def check_compatible(self, state: Optional[Dict[str, Any]]) -> None:
         if not isinstance(state, dict) or state.get("renderer") != "published":
             raise DialogueError(
                 "the checkpoint was not written by dialogue-nerf-paper; load the config.yml that was saved with it."
             )
-        own = self.get_extra_state()
-        if state["format"] > CHECKPOINT_FORMAT:
-            raise DialogueError(
-                f"the checkpoint has format {state['format']}, this program knows up to {CHECKPOINT_FORMAT}; "
-                "upgrade dialogue-nerfstudio."
-            )
-        for key, what in (("participants", "participants"), ("expression_basis", "expression basis")):
-            if state[key] != own[key]:
-                raise DialogueError(
-                    f"the checkpoint's {what} ({state[key]}) is not this configuration's ({own[key]}); load the "
-                    "config.yml and the data that it was trained with."
-                )
+        check_same(state, self.get_extra_state(), ("participants", "expression_basis"))
 
     # Signals ----------------------------------------------------------------------------------------------------------
 
@@ -173,7 +123,7 @@ class PublishedModel(DialogueModel):
         origins: Float[Tensor, "R 3"],
         directions: Float[Tensor, "R 3"],
         ray_frames: Int[Tensor, " R"],
-        conditions: FrameConditions,
+        conditions: PublishedConditions,
         background: Float[Tensor, "R 3"],
         background_depth: Float[Tensor, " R"],
     ) -> Dict[str, Tensor]:
@@ -184,8 +134,8 @@ class PublishedModel(DialogueModel):
         t, delta = t[:, :-1], t[:, 1:] - t[:, :-1]
         densities, colours = [], []
         for source in (
-            self._head_source(origins, directions, ray_frames, conditions, {}),
-            self._torso_source(origins, directions, ray_frames, conditions, {}),
+            self.head_source(origins, directions, ray_frames, conditions),
+            self.torso_source(origins, directions, ray_frames, conditions),
         ):
             points = points_along(source.origins, source.directions, t).flatten(0, 1)
             rays = torch.arange(len(t), device=t.device).repeat_interleave(t.shape[1])
@@ -209,13 +159,12 @@ class PublishedModel(DialogueModel):
             outputs["background"] = background
         return outputs
 
-    def _head_source(
+    def head_source(
         self,
         origins: Float[Tensor, "R 3"],
         directions: Float[Tensor, "R 3"],
         ray_frames: Int[Tensor, " R"],
-        conditions: FrameConditions,
-        regularised: Dict[str, Tensor],
+        conditions: PublishedConditions,
     ) -> Source:
         participant, signal, num_frames = conditions.participant, conditions.signal, len(conditions.et)
         head_origins, head_directions = rays_into(
@@ -232,13 +181,12 @@ class PublishedModel(DialogueModel):
 
         return Source(head_origins, head_directions, *self.bounds(origins), self.config.samples, density, colour)
 
-    def _torso_source(
+    def torso_source(
         self,
         origins: Float[Tensor, "R 3"],
         directions: Float[Tensor, "R 3"],
         ray_frames: Int[Tensor, " R"],
-        conditions: FrameConditions,
-        regularised: Dict[str, Tensor],
+        conditions: PublishedConditions,
     ) -> Source:
         participant, num_frames = conditions.participant, len(conditions.et)
 
@@ -251,22 +199,6 @@ class PublishedModel(DialogueModel):
             return self.network.torso_colour(*geometry, directions, rays, participant)
 
         return Source(origins, directions, *self.bounds(origins), self.config.samples, density, colour)
-
-    def make_scene(
-        self,
-        placement: Optional[str] = None,
-        participants: Optional[Sequence[str]] = None,
-        placements: Optional[Sequence[Placement]] = None,
-    ) -> Scene:
-        raise DialogueError(
-            "the published renderer of dialogue-nerf-paper shows one person a picture: use --layout side-by-side or "
-            "grid, or train dialogue-nerf for people in one scene."
-        )
-
-    @torch.no_grad()
-    def get_outputs_for_camera(self, camera: Cameras, obb_box: Optional[OrientedBox] = None) -> Dict[str, Tensor]:
-        """A whole picture of one participant; see `resolve_frame` for what it shows."""
-        return self.render_frame(camera, *self.resolve_frame(camera.metadata, camera.times))
 
     # Training ---------------------------------------------------------------------------------------------------------
 

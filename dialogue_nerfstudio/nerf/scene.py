@@ -7,7 +7,7 @@ space. Body bounds are boxes [2, 3] in person space.
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple
 
@@ -184,6 +184,7 @@ def make_scene(
     placement: Optional[str] = None,
     participants: Optional[Sequence[str]] = None,
     placements: Optional[Sequence[Placement]] = None,
+    spacing: Optional[float] = None,
 ) -> Scene:
     """The scene of a model's avatars.
 
@@ -191,11 +192,14 @@ def make_scene(
         placement: a name of `PLACEMENTS` or a file; the model's configuration decides if not given.
         participants: ids of those in it, from the viewer's left; everybody if not given.
         placements: of each, in that order, instead of `placement`.
+        spacing: between neighbours, metres; the model's configuration decides if not given.
 
     Raises:
         DialogueError: an unknown participant or placement, a file that cannot be used, or people who overlap.
     """
     config: SceneConfig = model.config.scene
+    if spacing is not None:
+        config = replace(config, spacing=spacing)
     names = list(participants) if participants else list(model.participant_ids)
     for name in names:
         if name not in model.participant_ids:

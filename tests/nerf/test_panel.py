@@ -16,9 +16,9 @@ def panel():
         return Camera(128, 128, 256.0, 64.0, 64.0, np.hstack([np.eye(3), [[0.0], [0.0], [distance]]]))
 
     cameras = [camera(0.6), camera(0.8)]
-    return DialoguePanel(
-        ["a", "b"], ("role", "audio"), "role", lambda: 101, 25.0, cameras, False, "arc", front_of_scene
-    )
+    made = DialoguePanel(["a", "b"], ("role", "audio"), "role", lambda: 101, 25.0, cameras)
+    made.offer_scene(False, "arc", front_of_scene)
+    return made
 
 
 def front_of_scene(aspect, field_of_view):

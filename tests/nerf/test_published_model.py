@@ -17,7 +17,7 @@ from dialogue_nerfstudio.nerf.config import METHODS, large_method, paper_method
 from dialogue_nerfstudio.nerf.config_reader import read_yaml
 from dialogue_nerfstudio.nerf.load import load_pipeline_for_rendering
 from dialogue_nerfstudio.nerf.pipeline import DialoguePipeline
-from dialogue_nerfstudio.nerf.published_model import PublishedModel, composite_summed
+from dialogue_nerfstudio.nerf.published_model import PublishedModel, PublishedModelConfig, composite_summed
 
 
 def shrunk(tiny, cache):
@@ -142,11 +142,12 @@ def test_checkpoints_load_completely_or_not_at_all(pipeline, tiny, cache, small_
         DialoguePipeline(bigger, device="cpu", test_mode="inference").load_strictly(state, 0)
 
 
-def test_options_of_the_other_renderer_are_refused(tiny, cache):
-    config = shrunk(tiny, cache).pipeline
-    config.model.head_samples = 7
-    with pytest.raises(DialogueError, match=r"--pipeline\.model\.head-samples is an option of dialogue-nerf"):
-        DialoguePipeline(config, device="cpu", test_mode="inference")
+def test_options_of_the_other_renderer_are_unknown():
+    assert not hasattr(PublishedModelConfig(), "head_samples")
+    # As a run's config.yml of before the renderers had configurations of their own.
+    old = PublishedModelConfig.__new__(PublishedModelConfig)
+    old.__setstate__({"samples": 32, "head_samples": 7})
+    assert old.samples == 32 and old.drive == "role" and not hasattr(old, "head_samples")
 
 
 @pytest.mark.parametrize("cuda", [False, True])
