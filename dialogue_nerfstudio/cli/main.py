@@ -14,7 +14,9 @@ import tyro
 
 from dialogue_nerfstudio.cli.demo import Demo
 from dialogue_nerfstudio.cli.doctor import Doctor
+from dialogue_nerfstudio.cli.face_model import FaceModelCommand
 from dialogue_nerfstudio.cli.process import Process
+from dialogue_nerfstudio.cli.refit import Refit
 from dialogue_nerfstudio.cli.render import Render
 from dialogue_nerfstudio.cli.report import Report
 from dialogue_nerfstudio.cli.simulate import Simulate
@@ -25,6 +27,8 @@ Command = Union[
     Annotated[Report, tyro.conf.subcommand("report")],
     Annotated[Render, tyro.conf.subcommand("render")],
     Annotated[Simulate, tyro.conf.subcommand("simulate")],
+    Annotated[FaceModelCommand, tyro.conf.subcommand("face-model")],
+    Annotated[Refit, tyro.conf.subcommand("refit")],
     Annotated[Demo, tyro.conf.subcommand("demo")],
     Annotated[Doctor, tyro.conf.subcommand("doctor")],
 ]

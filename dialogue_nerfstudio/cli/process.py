@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import tyro
 
@@ -77,6 +77,13 @@ class Process:
     """Part of the video, at its end, that training does not see."""
     max_lost_seconds: float = 1.0
     """Longest time a face may be out of sight; shorter losses are bridged."""
+    face_model: Optional[Literal["shared", "bfm2009", "bfm2017", "flame", "ict"]] = None
+    """In which basis expressions are measured; the shared one, or what --face-model-path is, if not given."""
+    face_model_path: Optional[Path] = None
+    """A face model's file or folder (BFM 2009 or 2017, FLAME, ICT-FaceKit), or what `ns-dialogue face-model` wrote."""
+    face_model_landmarks: Optional[Path] = None
+    """Where the face model's landmarks are: 68 vertex numbers (.txt, .json) or FLAME's published .npz; from what is
+    known of the model, or its shape, if not given."""
     allow_unusable: bool = False
     """Write the conversation even if the report calls it unusable for training."""
 
@@ -104,6 +111,9 @@ class Process:
             rttm=self.rttm,
             eval_fraction=self.eval_fraction,
             max_lost_seconds=self.max_lost_seconds,
+            face_model=self.face_model,
+            face_model_path=self.face_model_path,
+            face_model_landmarks=self.face_model_landmarks,
             allow_unusable=self.allow_unusable,
         )
         with StageProgress(FOLDER_SHARES if is_ad_nerf_folder(self.videos[0]) else SHARES) as progress:

@@ -14,15 +14,21 @@ import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from pathlib import Path
 from typing import Callable, Dict, Tuple, Union
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.spatial.transform import Rotation
 
+from dialogue_nerfstudio.conversation.errors import DialogueError
+from dialogue_nerfstudio.conversation.files import read_npz, write_npz
 from dialogue_nerfstudio.conversation.motion import EXPRESSION_BASIS, EXPRESSION_NAMES
 
 NUM_LANDMARKS = 478
+
+BASIS_FORMAT = "dialogue-nerfstudio face basis 1"
+"""What a basis file says it is."""
 
 # Outlines, each from the person's right to left.
 UPPER_LIP_OUTER = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291)
@@ -427,6 +433,12 @@ class ExpressionBasis:
     expression: Float[np.ndarray, "num_expressions 478 3"]
     """B_exp, metres at coefficient 1."""
     expression_names: Tuple[str, ...]
+    lower: float = 0.0
+    """Smallest coefficient of expression: 0 for a movement, negative for a principal component."""
+    upper: float = 1.5
+    """Largest coefficient: half as much again as the full movement."""
+    prior: float = 0.6
+    """Standard deviation of a coefficient of expression before any frame is seen."""
 
     @property
     def hash(self) -> str:
@@ -435,6 +447,44 @@ class ExpressionBasis:
         for array in (self.mean, self.geometry, self.expression):
             digest.update(np.round(array * 1e6).astype("<i8").tobytes())
         return digest.hexdigest()[:16]
+
+    def save(self, path: Path) -> None:
+        """Writes the basis as .npz, atomically."""
+        write_npz(
+            path,
+            format=np.array(BASIS_FORMAT),
+            name=np.array(self.name),
+            mean=self.mean.astype(np.float32),
+            geometry=self.geometry.astype(np.float32),
+            geometry_names=np.array(self.geometry_names, dtype=np.str_),
+            expression=self.expression.astype(np.float32),
+            expression_names=np.array(self.expression_names, dtype=np.str_),
+            limits=np.array([self.lower, self.upper, self.prior]),
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> "ExpressionBasis":
+        """Reads what `save` wrote.
+
+        Raises:
+            DialogueError: the file is missing, damaged, of another kind, or holds a bad number.
+        """
+        arrays = read_npz(path)
+        if str(arrays.get("format")) != BASIS_FORMAT:
+            raise DialogueError(f"{path} is not a face basis: make it with `ns-dialogue face-model`.")
+        try:
+            numbers = {name: arrays[name].astype(np.float64) for name in ("mean", "geometry", "expression", "limits")}
+            names = {n: tuple(str(v) for v in arrays[n]) for n in ("geometry_names", "expression_names")}
+            lower, upper, prior = (float(value) for value in numbers.pop("limits"))
+            basis = cls(name=str(arrays["name"]), **numbers, **names, lower=lower, upper=upper, prior=prior)
+        except (KeyError, ValueError, TypeError) as error:
+            raise DialogueError(f"{path} is damaged ({error}): make it again with `ns-dialogue face-model`.") from error
+        shapes = [(NUM_LANDMARKS, 3)] + [(len(names[n]), NUM_LANDMARKS, 3) for n in names]
+        if [basis.mean.shape, basis.geometry.shape, basis.expression.shape] != shapes or not all(
+            np.isfinite(array).all() for array in numbers.values()
+        ):
+            raise DialogueError(f"{path} is damaged (shapes or numbers): make it again with `ns-dialogue face-model`.")
+        return basis
 
     def shape(
         self,

@@ -26,7 +26,7 @@ from scipy.spatial.transform import Rotation
 import dialogue_nerfstudio
 from dialogue_nerfstudio.conversation.conversation import SAMPLE_RATE, Conversation, Participant, save_conversation
 from dialogue_nerfstudio.conversation.errors import DialogueError
-from dialogue_nerfstudio.conversation.expression_basis import expression_basis, mean_face
+from dialogue_nerfstudio.conversation.expression_basis import mean_face
 from dialogue_nerfstudio.conversation.files import atomic_path, read_json, read_npz, write_json, write_npz
 from dialogue_nerfstudio.conversation.motion import EXPRESSION_NAMES, Motion
 from dialogue_nerfstudio.conversation.roles import SpeechSegment, read_rttm, write_rttm
@@ -122,6 +122,11 @@ class _Conversion(Processing):
         self.ids = [config.names[0] if config.names else "p0"]
         self.runner = StageRunner(output, output / WORK_FOLDER, _fingerprint(folder), progress)
         self.face = self.choose_face()
+        if config.face_model_path is not None and self.face != "tracked":
+            raise DialogueError(
+                f"--face-model-path {config.face_model_path}: without mediapipe no expressions are measured in "
+                f"{folder.path}; install it, or leave the face model out."
+            )
 
     def choose_face(self) -> str:
         """Where expression and blink come from: `tracked`, `face-model` or `none`.
@@ -147,6 +152,7 @@ class _Conversion(Processing):
     def run(self) -> Conversation:
         runner, config, i = self.runner, self.config, self.participant
         files = ("video.mp4", "labels.mkv", "background.png")
+        self.prepare_basis()
         runner.run("pictures", self.write_pictures, [self.person(i, name) for name in files], options={"id": i})
         if self.face == "tracked":
             runner.run(
@@ -168,7 +174,7 @@ class _Conversion(Processing):
                 lambda progress: self.measure_face(i, progress),
                 [self.work(f"{i}_motion.npz"), self.person(i, "face.npz")],
                 needs=["head"],
-                options={"num_residuals": config.num_residuals, "basis": expression_basis().hash},
+                options={"num_residuals": config.num_residuals, "basis": self.basis.hash},
             )
         else:
             runner.run(

@@ -40,12 +40,6 @@ from dialogue_nerfstudio.conversation.expression_basis import (
 from dialogue_nerfstudio.process.head_pose import HeadTrack, projection_jacobian, whittaker_smooth
 from dialogue_nerfstudio.process.landmarks import LandmarkTrack, fill_gaps
 
-EXPRESSION_MAX = 1.5
-"""Largest coefficient: half as much again as the full movement."""
-
-EXPRESSION_PRIOR = 0.6
-"""Standard deviation of a coefficient before any frame is seen."""
-
 EXPRESSION_NOISE = 0.004
 """Standard deviation (metres) with which one landmark tells about the expression. It is far above a landmark's own
 noise because neighbouring landmarks err together and because no authored field is exactly a face's."""
@@ -123,17 +117,29 @@ def frontal_positions(
 def bounded_least_squares(
     hessian: Float[np.ndarray, "batch n n"],
     gradient: Float[np.ndarray, "batch n"],
+    lower: float,
     upper: float,
     sweeps: int = 60,
 ) -> Float[np.ndarray, "batch n"]:
-    """argmin ½ cᵀHc − gᵀc with 0 ≤ c ≤ upper for many small problems at once, by coordinate descent."""
-    solution = np.zeros_like(gradient)
+    """argmin ½ cᵀHc − gᵀc with lower ≤ c ≤ upper for many small problems at once: the free minimum where it lies
+    inside, else coordinate descent from there."""
+    free = np.linalg.solve(hessian, gradient[..., None])[..., 0]
+    solution = np.clip(free, lower, upper)
+    outside = (solution != free).any(axis=1)
+    if outside.any():
+        solution[outside] = _coordinate_descent(
+            hessian[outside], gradient[outside], solution[outside], lower, upper, sweeps
+        )
+    return solution
+
+
+def _coordinate_descent(hessian, gradient, solution, lower, upper, sweeps) -> np.ndarray:
     diagonal = np.einsum("bnn->bn", hessian)
     for _ in range(sweeps):
         before = solution.copy()
         for i in range(gradient.shape[1]):
             rest = gradient[:, i] - np.einsum("bn,bn->b", hessian[:, i], solution) + diagonal[:, i] * solution[:, i]
-            solution[:, i] = np.clip(rest / diagonal[:, i], 0.0, upper)
+            solution[:, i] = np.clip(rest / diagonal[:, i], lower, upper)
         if np.abs(solution - before).max() < 1e-4:
             break
     return solution
@@ -143,7 +149,7 @@ def fit_expression(
     points: Float[np.ndarray, "num_frames 478 2"], head: HeadTrack, basis: ExpressionBasis, chunk: int = 200
 ) -> Float[np.ndarray, "num_frames num_expressions"]:
     """F_exp of every frame by itself: regularised least squares in the image, linear in the displacement, bounded to
-    [0, EXPRESSION_MAX]."""
+    what the basis allows."""
     weights = landmark_weights()
     fields = np.moveaxis(basis.expression, 0, -1)
     result = np.empty((len(points), len(basis.expression)))
@@ -164,8 +170,8 @@ def fit_expression(
         )
         residual = ((points[part] - predicted) / per_metre[:, None, None]).reshape(len(posed), 478 * 2, 1)
         weighted = np.swapaxes(design * np.repeat(weights, 2)[:, None], 1, 2) / EXPRESSION_NOISE**2
-        hessian = weighted @ design + np.eye(design.shape[2]) / EXPRESSION_PRIOR**2
-        result[part] = bounded_least_squares(hessian, (weighted @ residual)[..., 0], EXPRESSION_MAX)
+        hessian = weighted @ design + np.eye(design.shape[2]) / basis.prior**2
+        result[part] = bounded_least_squares(hessian, (weighted @ residual)[..., 0], basis.lower, basis.upper)
     return result
 
 
@@ -270,7 +276,7 @@ def measure_face(
     points = track.points.astype(np.float64)
     seen = (track.visible if visible is None else visible).astype(np.float64)
     expression = whittaker_smooth(fit_expression(points, head, basis), seen, EXPRESSION_SMOOTHING)
-    expression = np.clip(expression, 0.0, EXPRESSION_MAX)
+    expression = np.clip(expression, basis.lower, basis.upper)
     frontal = frontal_positions(points, head)
     explained = head.shape[:, :2] + np.einsum("te,end->tnd", expression, basis.expression[..., :2])
     left_over = frontal - explained

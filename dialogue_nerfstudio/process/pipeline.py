@@ -2,6 +2,7 @@
 
     shots        where the video is cut                               (shots)
     people       who is where in the picture                          (faces)
+    face_model   the expression basis, where it is not the shared one (face_models)
     crops        one constant-rate video a person                     (faces, decode)
     landmarks    478 points a frame                                   (landmarks)
     head         own shape, camera, head poses                        (head_pose)
@@ -34,7 +35,7 @@ from PIL import Image
 import dialogue_nerfstudio
 from dialogue_nerfstudio.conversation.conversation import SAMPLE_RATE, Conversation, Participant, save_conversation
 from dialogue_nerfstudio.conversation.errors import DialogueError
-from dialogue_nerfstudio.conversation.expression_basis import expression_basis
+from dialogue_nerfstudio.conversation.expression_basis import ExpressionBasis
 from dialogue_nerfstudio.conversation.files import atomic_path, read_json, read_npz, write_json, write_npz
 from dialogue_nerfstudio.conversation.motion import Motion
 from dialogue_nerfstudio.conversation.roles import SpeechSegment, read_rttm, segments_to_frames, write_rttm
@@ -46,6 +47,7 @@ from dialogue_nerfstudio.process.boxes import body_boxes
 from dialogue_nerfstudio.process.decode import FPS, MIN_FRAMES, SourceVideo, probe
 from dialogue_nerfstudio.process.expression import measure_face
 from dialogue_nerfstudio.process.face_mesh import require_mediapipe
+from dialogue_nerfstudio.process.face_models import KINDS, face_basis, model_files
 from dialogue_nerfstudio.process.faces import crop_size, find_people, write_crops
 from dialogue_nerfstudio.process.head_pose import HeadTrack, track_head
 from dialogue_nerfstudio.process.labels import write_labels
@@ -59,6 +61,9 @@ VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpe
 
 MAX_WORKERS = 4
 """Most participants worked on at once."""
+
+FACE_MODEL_NAME = "face_model.npz"
+"""The basis of a conversation's expressions, where it is not the shared one."""
 
 WORK_FOLDER = ".process"
 """Stamps and what only later stages read."""
@@ -93,6 +98,13 @@ class ProcessConfig:
     """Longest time a face may be out of sight; shorter losses are bridged."""
     num_residuals: int = 8
     """Components of the personal expression residual."""
+    face_model: Optional[str] = None
+    """In which basis expressions are measured: shared, bfm2009, bfm2017, flame or ict; None is the shared one, or what
+    face_model_path is."""
+    face_model_path: Optional[Path] = None
+    """The face model's file or folder, or what `ns-dialogue face-model` made of it."""
+    face_model_landmarks: Optional[Path] = None
+    """Where the face model's landmarks are, if its shape is not to decide: 68 vertices, or FLAME's published .npz."""
     allow_unusable: bool = False
     """Write the conversation even if its quality report calls it unusable for training."""
 
@@ -175,6 +187,8 @@ def _check_options(config: ProcessConfig, paths: Sequence[Path]) -> None:
             )
     if len(set(config.names)) != len(config.names):
         raise DialogueError(f"The names {', '.join(config.names)} must differ from each other.")
+    if config.face_model not in (None, *KINDS):
+        raise DialogueError(f"There is no face model '{config.face_model}'; there are {', '.join(KINDS)}.")
     if config.rttm is not None and not Path(config.rttm).is_file():
         raise DialogueError(
             f"There is no file {config.rttm}: give the path of an RTTM file, or leave it out to have the speakers "
@@ -224,6 +238,7 @@ class Processing:
         self.ids = self.participant_ids()
         given_roles = self.given_roles()
         each = self.ids
+        self.prepare_basis()
 
         runner.run(
             "crops",
@@ -251,7 +266,7 @@ class Processing:
             self.for_each_person(self.measure_face),
             [self.work(f"{i}_motion.npz") for i in each] + [self.person(i, "face.npz") for i in each],
             needs=["head"],
-            options={"num_residuals": config.num_residuals, "basis": expression_basis().hash},
+            options={"num_residuals": config.num_residuals, "basis": self.basis.hash},
         )
         runner.run(
             "labels",
@@ -396,6 +411,23 @@ class Processing:
 
     # For each person.
 
+    def prepare_basis(self) -> None:
+        """The basis of expressions: the shared one, or that of a face model, which the conversation then holds."""
+        config, prepared = self.config, self.output / FACE_MODEL_NAME
+        asked = (config.face_model, config.face_model_path, config.face_model_landmarks)
+        if config.face_model_path is None:
+            self.basis = face_basis(*asked)
+            prepared.unlink(missing_ok=True)
+            return
+        files = [config.face_model_path] + ([config.face_model_landmarks] if config.face_model_landmarks else [])
+        self.runner.run(
+            "face_model",
+            lambda progress: face_basis(*asked).save(prepared),
+            [prepared],
+            options={"kind": config.face_model, "files": source_fingerprint(model_files(files))},
+        )
+        self.basis = ExpressionBasis.load(prepared)
+
     def for_each_person(
         self, work: Callable[[str, Callable[[float], None]], None]
     ) -> Callable[[Callable[[float], None]], None]:
@@ -482,7 +514,7 @@ class Processing:
         return track, (width, height)
 
     def measure_face(self, participant: str, progress: Callable[[float], None]) -> None:
-        basis = expression_basis()
+        basis = self.basis
         track, (head, _) = self.landmarks(participant), self.head(participant)
         face = measure_face(track, head, basis, FPS, self.config.num_residuals)
         motion = Motion(
@@ -492,6 +524,8 @@ class Processing:
             gaze=face.gaze,
             expression_residual=face.residual,
             fps=FPS,
+            expression_basis=basis.name,
+            expression_names=basis.expression_names,
             sources={name: "tracked" for name in ("head_pose", "expression", "blink", "gaze", "expression_residual")},
         )
         motion.validate(f"the tracked motion of participant {participant}")
@@ -618,8 +652,8 @@ class Processing:
                 "version": dialogue_nerfstudio.__version__,
                 "command": "process",
                 "inputs": [path.name for path in self.paths],
-                "expression_basis": expression_basis().name,
-                "expression_basis_hash": expression_basis().hash,
+                "expression_basis": self.basis.name,
+                "expression_basis_hash": self.basis.hash,
                 "options": {
                     "num_people": self.config.num_people,
                     "size": self.config.size,
