@@ -1,8 +1,8 @@
 """Media in, a Conversation folder out: the stages in the order a frame goes through them.
 
+    face_model   the expression basis, where it is a given one         (face_models)
     shots        where the video is cut                               (shots)
     people       who is where in the picture                          (faces)
-    face_model   the expression basis, where it is not the shared one (face_models)
     crops        one constant-rate video a person                     (faces, decode)
     landmarks    478 points a frame                                   (landmarks)
     head         own shape, camera, head poses                        (head_pose)
@@ -222,6 +222,7 @@ class Processing:
 
     def run(self) -> Conversation:
         runner, config = self.runner, self.config
+        self.prepare_basis()
         runner.run("shots", self.find_shots, [self.work("shots_found.json")])
         self.shots = [(start, stop) for start, stop in read_json(self.work("shots_found.json"))]
         runner.run(
@@ -238,7 +239,6 @@ class Processing:
         self.ids = self.participant_ids()
         given_roles = self.given_roles()
         each = self.ids
-        self.prepare_basis()
 
         runner.run(
             "crops",

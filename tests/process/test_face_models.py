@@ -140,7 +140,7 @@ def test_pickles_are_refused_and_can_be_converted(tmp_path):
     np.testing.assert_array_equal(model.vertices, truth.vertices)
     np.testing.assert_allclose(model.expression[2:7], truth.expression, atol=1e-7)
     path.rename(tmp_path / "renamed.npz")
-    with pytest.raises(DialogueError, match="not a readable .npz"):
+    with pytest.raises(DialogueError, match=r"not a readable \.npz"):
         face_basis("flame", tmp_path / "renamed.npz")
     objects = {name: np.array(array, object) if name == "f" else array for name, array in flame_arrays(truth).items()}
     np.savez(tmp_path / "objects.npz", **objects)
@@ -191,7 +191,7 @@ def test_wrong_files(truth, tmp_path):
     with pytest.raises(DialogueError, match="has no 'v_template'"):
         face_basis(None, tmp_path / "other.npz")
     (tmp_path / "generic_neutral_mesh.obj").write_text("v 1 2 x\n")
-    with pytest.raises(DialogueError, match="not a readable .obj"):
+    with pytest.raises(DialogueError, match=r"not a readable \.obj"):
         face_basis("ict", tmp_path)
     (tmp_path / "a.safetensors").write_bytes(pickle.dumps({}))
     with pytest.raises(DialogueError, match=r"not a readable \.safetensors"):
