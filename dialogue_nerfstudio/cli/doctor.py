@@ -199,6 +199,10 @@ def collect_checks() -> list[Check]:
             "Resemblyzer", False, "telling voices apart in process",
             "pip install --no-deps Resemblyzer==0.1.4", check_speaker_encoder,
         ),
+        probe(
+            "transformers", False, "the audio features hubert and wav2vec2",
+            "pip install 'dialogue-nerfstudio[speech]'", check_import("transformers", "transformers"),
+        ),
         probe("ffprobe", False, "nothing here; handy for looking at videos", "apt install ffmpeg", find_ffprobe),
     ]  # fmt: skip
     return checks + check_pins()

@@ -15,6 +15,8 @@ import tyro
 from dialogue_nerfstudio.cli.demo import Demo
 from dialogue_nerfstudio.cli.doctor import Doctor
 from dialogue_nerfstudio.cli.face_model import FaceModelCommand
+from dialogue_nerfstudio.cli.features import Features
+from dialogue_nerfstudio.cli.install_pyannote import InstallPyannote
 from dialogue_nerfstudio.cli.process import Process
 from dialogue_nerfstudio.cli.refit import Refit
 from dialogue_nerfstudio.cli.render import Render
@@ -24,12 +26,14 @@ from dialogue_nerfstudio.conversation.errors import DialogueError
 
 Command = Union[
     Annotated[Process, tyro.conf.subcommand("process")],
+    Annotated[Features, tyro.conf.subcommand("features")],
     Annotated[Report, tyro.conf.subcommand("report")],
     Annotated[Render, tyro.conf.subcommand("render")],
     Annotated[Simulate, tyro.conf.subcommand("simulate")],
     Annotated[FaceModelCommand, tyro.conf.subcommand("face-model")],
     Annotated[Refit, tyro.conf.subcommand("refit")],
     Annotated[Demo, tyro.conf.subcommand("demo")],
+    Annotated[InstallPyannote, tyro.conf.subcommand("install-pyannote")],
     Annotated[Doctor, tyro.conf.subcommand("doctor")],
 ]
 

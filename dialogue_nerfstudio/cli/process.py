@@ -73,6 +73,11 @@ class Process:
     """Take videos without sound; expressions then drive everybody."""
     rttm: Optional[Path] = None
     """Who speaks when, as RTTM with the participants' ids as speakers; found automatically if not given."""
+    audio_features: tuple[str, ...] = ("mel", "prosody")
+    """What avatars can hear, to be chosen when training: mel, prosody, wav2lip, hubert, wav2vec2."""
+    audio_weights: tuple[str, ...] = ()
+    """Where their networks are, KIND=PATH each: wav2lip=wav2lip.pth, hubert=FOLDER; hubert and wav2vec2 are downloaded
+    if not given."""
     eval_fraction: float = 0.1
     """Part of the video, at its end, that training does not see."""
     max_lost_seconds: float = 1.0
@@ -109,6 +114,8 @@ class Process:
             audio=self.audio,
             without_sound=self.without_sound,
             rttm=self.rttm,
+            audio_features=self.audio_features,
+            audio_weights=self.audio_weights,
             eval_fraction=self.eval_fraction,
             max_lost_seconds=self.max_lost_seconds,
             face_model=self.face_model,

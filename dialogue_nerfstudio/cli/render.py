@@ -47,6 +47,9 @@ class Render:
     """Participant who speaks in --audio, throughout."""
     rttm: Optional[Path] = None
     """Who speaks when in --audio, as RTTM with the participants' ids as speakers."""
+    audio_weights: Optional[str] = None
+    """Where the network is that hears --audio for avatars trained with wav2lip, hubert or wav2vec2; where it was when
+    the feature was made if not given."""
     drive: Optional[Literal["role", "audio", "expression"]] = None
     """What moves the faces: by role (audio for who speaks, expression for who listens), audio, or expression; as
     trained if not given."""
@@ -134,13 +137,14 @@ def training_conversation(config: "TrainerConfig") -> "Conversation":
     return datamanager.dataparser.setup().conversation
 
 
-def choose_driving(conversation: "Conversation", options: Render) -> "Driving":
+def choose_driving(conversation: "Conversation", options: Render, audio_feature: str = "mel") -> "Driving":
     """What the options say drives the avatars.
 
     Raises:
         DialogueError: if a motion, sound or RTTM file cannot be used; it is named.
     """
     from dialogue_nerfstudio.output.driving import (
+        Hearing,
         choose_frames,
         drive_by_audio,
         drive_by_motion,
@@ -148,13 +152,14 @@ def choose_driving(conversation: "Conversation", options: Render) -> "Driving":
         load_other_motion,
     )
 
+    hearing = Hearing(audio_feature, options.audio_weights)
     driving = None
     if options.motion is not None:
-        driving = drive_by_motion(conversation, load_other_motion(options.motion), options.motion_map)
+        driving = drive_by_motion(conversation, load_other_motion(options.motion), options.motion_map, hearing)
     if options.audio is not None:
-        driving = drive_by_audio(conversation, options.audio, options.speaker, options.rttm, driving)
+        driving = drive_by_audio(conversation, options.audio, options.speaker, options.rttm, driving, hearing)
     if driving is None:
-        driving = drive_by_recording(conversation)
+        driving = drive_by_recording(conversation, hearing)
     split = (conversation.train_frames, conversation.eval_frames)
     return driving.take(choose_frames(driving.num_frames, options.frames, options.split, *split))
 
@@ -170,11 +175,13 @@ def render_video(options: Render, progress: Any) -> dict[str, Any]:
 
     progress("load", 0, 1)
     # The checkpoint is slow to load, so what is asked of it is checked first.
-    conversation = training_conversation(read_config(options.load_config))
+    trained = read_config(options.load_config)
+    conversation = training_conversation(trained)
     participants = list(options.participants) or conversation.participant_ids
     for participant_id in participants:
         conversation.participant(participant_id)
-    driving = choose_driving(conversation, options)
+    audio_feature = trained.pipeline.datamanager.dataparser.audio_feature
+    driving = choose_driving(conversation, options, audio_feature)
     config, pipeline = load_pipeline_for_rendering(options.load_config)
     progress("load", 1, 1)
 
@@ -248,7 +255,7 @@ def drive_model(pipeline: Any, driving: "Driving") -> "DialogueModel":
     """The pipeline's model, ready to render what drives it."""
     model = pipeline.model
     model.eval()
-    model.set_signals(model.signals.with_motion(driving.motions).with_audio(driving.mel, driving.speaking))
+    model.set_signals(model.signals.with_motion(driving.motions).with_audio(driving.features, driving.speaking))
     return model
 
 

@@ -55,7 +55,7 @@ def simulate_with_features(
     """
     from dialogue_nerfstudio.conversation.conversation import load_conversation
     from dialogue_nerfstudio.conversation.simulate import simulate_conversation
-    from dialogue_nerfstudio.process.audio_features import write_features
+    from dialogue_nerfstudio.process.features import write_features
 
     video = simulate_conversation(config, output, progress)
     truth = load_conversation(Path(output) / "truth")

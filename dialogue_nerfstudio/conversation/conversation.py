@@ -150,12 +150,31 @@ class Conversation:
         path = self.path("features", f"{name}.npz")
         if not path.is_file():
             raise DialogueError(
-                f"{self.root} has no audio feature '{name}' (it has {', '.join(self.feature_names) or 'none'})."
+                f"{self.root} has no audio feature '{name}' (it has {', '.join(self.feature_names) or 'none'}): "
+                f"`ns-dialogue features {self.root} --kind {name}` makes it, or choose one that is there."
             )
         feature = read_npz(path).get("features")
         if feature is None or len(feature) != self.num_frames:
             raise DialogueError(f"{path} does not hold one row for each of the {self.num_frames} frames.")
         return feature.astype(np.float32)
+
+    def silent_feature(self, name: str) -> Float32[np.ndarray, "..."]:
+        """The row of an audio feature where nothing sounds.
+
+        Raises:
+            DialogueError: the feature is not there.
+        """
+        feature = self.feature(name)
+        silence = read_npz(self.path("features", f"{name}.npz")).get("silence")
+        if silence is None:
+            # Written before silence was kept, or by somebody else's program.
+            return np.full(feature.shape[1:], -1.0 if name == "mel" else 0.0, np.float32)
+        if silence.shape != feature.shape[1:]:
+            raise DialogueError(
+                f"{self.path('features', f'{name}.npz')} holds rows of shape {feature.shape[1:]} but a silence of "
+                f"shape {silence.shape}; make it again with `ns-dialogue features`."
+            )
+        return silence.astype(np.float32)
 
     def audio(self) -> Tuple[Float32[np.ndarray, " num_samples"], int]:
         """The mix, −1 … 1, and its sample rate."""

@@ -1,12 +1,14 @@
-"""Audio net: a mel window of 200 ms becomes an audio code, smoothed by attention over neighbouring frames.
+"""Audio net: a frame's audio feature becomes an audio code, smoothed by attention over neighbouring frames.
 
-Conventions: a window is [16 steps, 80 mels]; one belongs to each frame, centred on it. The encoder has the shape of
-Wav2Lip's audio encoder (3×3 convolutions with residual blocks, strides 3·3·3 over mels and 1·3·2 over time), any width.
+Conventions: one row of the feature belongs to each frame, centred on it. A row is a mel window of 200 ms, [16 steps, 80
+mels], or any other array of numbers (what a speech network said, prosody). The encoder of mel windows has the shape of
+Wav2Lip's audio encoder (3×3 convolutions with residual blocks, strides 3·3·3 over mels and 1·3·2 over time), any width;
+other rows are what such an encoder leaves, so two layers follow.
 """
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import List
+from typing import List, Optional
 
 import torch
 import torch.nn.functional as F
@@ -83,6 +85,33 @@ class AudioEncoder(nn.Module):
         return self.output(self.stages(windows.transpose(1, 2).unsqueeze(1))).flatten(1)
 
 
+class RowEncoder(nn.Module):
+    """A row of numbers of any shape to one code: standardised as training's frames were, then two layers."""
+
+    def __init__(self, config: AudioNetConfig, size: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
+        self.layers = nn.Sequential(
+            nn.Linear(size, 8 * config.base_width), nn.ReLU(), nn.Linear(8 * config.base_width, config.code_size)
+        )
+
+    def fit(self, rows: Float[Tensor, "num_rows ..."]) -> None:
+        """Takes mean and spread of training's rows; numbers that never change there stay as they are."""
+        rows = rows.flatten(1).float()
+        spread = rows.std(dim=0, unbiased=False)
+        self.mean.copy_(rows.mean(dim=0))
+        self.scale.copy_(torch.where(spread > 1e-6, spread, torch.ones_like(spread)))
+
+    def forward(self, rows: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch code"]:
+        return self.layers((rows.flatten(1) - self.mean) / self.scale)
+
+
+def feature_encoder(config: AudioNetConfig, shape: torch.Size) -> nn.Module:
+    """The encoder of a feature whose rows have that shape."""
+    return AudioEncoder(config) if tuple(shape) == (MEL_STEPS, MEL_BINS) else RowEncoder(config, max(1, shape.numel()))
+
+
 class SmoothingAttention(nn.Module):
     """Weights a frame's neighbours and sums their codes: AD-NeRF's self-attention filter over eight frames."""
 
@@ -101,32 +130,47 @@ class SmoothingAttention(nn.Module):
 
 
 class AudioNet(nn.Module):
-    """Audio codes of chosen frames; every window that several of them share is encoded once."""
+    """Audio codes of chosen frames; every row that several of them share is encoded once.
 
-    def __init__(self, config: AudioNetConfig):
+    Args:
+        config: sizes.
+        silence: the row of the audio feature where nothing sounds, which also says what rows look like; None for mel
+            windows.
+    """
+
+    def __init__(self, config: AudioNetConfig, silence: Optional[Float[Tensor, "..."]] = None):
         super().__init__()
         self.config = config
-        self.encoder = AudioEncoder(config)
+        silence = torch.full((MEL_STEPS, MEL_BINS), SILENCE) if silence is None else silence
+        self.register_buffer("silence", silence.float(), persistent=False)
+        self.encoder = feature_encoder(config, silence.shape)
         self.smoothing = SmoothingAttention(config.code_size)
+
+    def fit(self, rows: Float[Tensor, "num_rows ..."]) -> None:
+        """Takes from training's rows what the encoder standardises them by; mel windows need none of it."""
+        for module in self.modules():
+            if isinstance(module, RowEncoder):
+                module.fit(rows)
 
     def forward(
         self,
-        mel: Float[Tensor, "num_all 16 80"],
+        audio: Float[Tensor, "num_all ..."],
         frames: Int[Tensor, " num_frames"],
         audible: Bool[Tensor, " num_frames"],
     ) -> Float[Tensor, "num_frames code"]:
         """Codes of `frames`.
 
         Args:
-            mel: the windows of the whole timeline.
+            audio: the audio feature's rows of the whole timeline.
             frames: frame numbers; before the first and after the last frame it is silent.
             audible: where this is false, silence is heard in place of the timeline.
         """
         offsets = torch.arange(SMOOTHING_WINDOW, device=frames.device) - SMOOTHING_WINDOW // 2
         neighbours = frames.unsqueeze(1) + offsets
-        inside = (neighbours >= 0) & (neighbours < mel.shape[0])
+        inside = (neighbours >= 0) & (neighbours < audio.shape[0])
         heard = torch.where(inside & audible.unsqueeze(1), neighbours, -1)
         distinct, index = torch.unique(heard, return_inverse=True)
-        windows = mel[distinct.clamp_min(0)]
-        windows = torch.where((distinct < 0)[:, None, None], torch.full_like(windows, SILENCE), windows)
-        return self.smoothing(self.encoder(windows)[index])
+        rows = audio[distinct.clamp_min(0)]
+        silent = (distinct < 0).view(-1, *[1] * self.silence.dim())
+        rows = torch.where(silent, self.silence.to(rows.dtype), rows)
+        return self.smoothing(self.encoder(rows)[index])

@@ -6,7 +6,7 @@ samples lie frame after frame (`counts`), and `rays[i]` is the row of sample i i
 """
 
 from dataclasses import dataclass, field
-from typing import Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from dialogue_nerfstudio.encodings.frequency import sinusoids
-from dialogue_nerfstudio.fields.audio_net import AudioEncoder, AudioNet, AudioNetConfig
+from dialogue_nerfstudio.fields.audio_net import AudioNet, AudioNetConfig, feature_encoder
 from dialogue_nerfstudio.fields.conditioning import frame_matmul, frequency_encoding, frequency_encoding_size
 from dialogue_nerfstudio.fields.signal_encoder import EYES_SIZE, GAZE_SCALE
 
@@ -72,12 +72,12 @@ class PublishedSignal:
 class PublishedAudioNet(AudioNet):
     """Wav2Lip-type code of each frame → 256 → 128 → the signal's width, smoothed over neighbours by attention."""
 
-    def __init__(self, config: PublishedFieldConfig):
+    def __init__(self, config: PublishedFieldConfig, silence: Optional[Float[Tensor, "..."]] = None):
         super().__init__(
-            AudioNetConfig(config.audio.base_width, config.audio.residual_blocks, code_size=config.audio_size)
+            AudioNetConfig(config.audio.base_width, config.audio.residual_blocks, code_size=config.audio_size), silence
         )
         self.encoder = nn.Sequential(
-            AudioEncoder(config.audio),
+            feature_encoder(config.audio, self.silence.shape),
             nn.Linear(config.audio.code_size, 256),
             nn.LeakyReLU(0.02),
             nn.Linear(256, 128),
@@ -89,10 +89,10 @@ class PublishedAudioNet(AudioNet):
 class PublishedSignalEncoder(nn.Module):
     """Audio for who speaks, expression for who listens (section 4.2, "Multi-modal Signal Variation")."""
 
-    def __init__(self, config: PublishedFieldConfig):
+    def __init__(self, config: PublishedFieldConfig, silence: Optional[Float[Tensor, "..."]] = None):
         super().__init__()
         self.config = config
-        self.audio_net = PublishedAudioNet(config)
+        self.audio_net = PublishedAudioNet(config, silence)
         self.eyes_net = nn.Sequential(
             nn.Linear(EYES_SIZE, 2 * config.eyes_size), nn.ReLU(), nn.Linear(2 * config.eyes_size, config.eyes_size)
         )
@@ -102,7 +102,7 @@ class PublishedSignalEncoder(nn.Module):
         frames: Int[Tensor, " num_frames"],
         from_audio: Bool[Tensor, " num_frames"],
         audible: Bool[Tensor, " num_frames"],
-        mel: Float[Tensor, "num_all 16 80"],
+        audio: Float[Tensor, "num_all ..."],
         expression: Float[Tensor, "num_frames expression"],
         blink: Float[Tensor, "num_frames 2"],
         gaze: Float[Tensor, "num_frames 4"],
@@ -112,7 +112,7 @@ class PublishedSignalEncoder(nn.Module):
         speech = expression.new_zeros(len(frames), self.config.audio_size + self.config.eyes_size)
         if bool(from_audio.any()):
             rows = from_audio.nonzero().squeeze(1)
-            heard = self.audio_net(mel, frames[rows], audible[rows]).to(speech.dtype)
+            heard = self.audio_net(audio, frames[rows], audible[rows]).to(speech.dtype)
             speech = speech.index_copy(0, rows, torch.cat([heard, self.eyes_net(eyes[rows])], dim=-1))
         return PublishedSignal(from_audio, speech, torch.cat([expression, eyes], dim=-1))
 

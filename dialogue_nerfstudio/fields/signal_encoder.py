@@ -58,10 +58,17 @@ class SignalEncoder(nn.Module):
     The personal residual means something else on every face, so its first layer is one matrix a participant.
     """
 
-    def __init__(self, config: SignalEncoderConfig, num_participants: int, expression_size: int, residual_size: int):
+    def __init__(
+        self,
+        config: SignalEncoderConfig,
+        num_participants: int,
+        expression_size: int,
+        residual_size: int,
+        silence: Optional[Float[Tensor, "..."]] = None,
+    ):
         super().__init__()
         self.config = config
-        self.audio_net = AudioNet(config.audio)
+        self.audio_net = AudioNet(config.audio, silence)
         self.expression_layer = nn.Linear(expression_size, config.expression_width)
         self.residual_layers = nn.Parameter(0.1 * torch.randn(num_participants, residual_size, config.expression_width))
         self.expression_output = nn.Sequential(nn.ReLU(), nn.Linear(config.expression_width, config.audio.code_size))
@@ -77,7 +84,7 @@ class SignalEncoder(nn.Module):
         frames: Int[Tensor, " num_frames"],
         from_audio: Bool[Tensor, " num_frames"],
         audible: Bool[Tensor, " num_frames"],
-        mel: Float[Tensor, "num_all 16 80"],
+        audio: Float[Tensor, "num_all ..."],
         expression: Float[Tensor, "num_frames expression"],
         residual: Float[Tensor, "num_frames residual"],
         blink: Float[Tensor, "num_frames 2"],
@@ -92,7 +99,7 @@ class SignalEncoder(nn.Module):
         face = self.expression_output(hidden)
         if bool(from_audio.any()):
             rows = from_audio.nonzero().squeeze(1)
-            face = face.index_copy(0, rows, self.audio_net(mel, frames[rows], audible[rows]).to(face.dtype))
+            face = face.index_copy(0, rows, self.audio_net(audio, frames[rows], audible[rows]).to(face.dtype))
         eyes = self.eyes_net(torch.cat([blink, gaze * GAZE_SCALE], dim=-1))
         if not self.config.separate_eyes:
             return HeadSignal(face=face + self.eyes_to_face(eyes), eyes=eyes[:, :0])

@@ -100,6 +100,7 @@ class AvatarModel(Model):
         self.plates = Plates([person.camera for person in people], [person.plate for person in people])
 
         self.build_fields(people, signals)
+        self.signal_encoder.audio_net.fit(signals.audio[train_frames])
 
         et = torch.cat([signals.euler, signals.translation], dim=-1)[:, train_frames]
         middle = 0.5 * (et.amax(dim=1) + et.amin(dim=1))
@@ -144,6 +145,7 @@ class AvatarModel(Model):
             "format": CHECKPOINT_FORMAT,
             "participants": list(self.participant_ids),
             "expression_basis": self._signal_facts.expression_basis,
+            "audio_feature": self._signal_facts.audio_statement,
             "trained_drives": sorted(self.trained_drives),
             "seen_views": self.seen_views.state(),
         }
@@ -185,7 +187,7 @@ class AvatarModel(Model):
     @property
     def num_frames(self) -> int:
         """Length of the timeline now."""
-        return self.signal_mel.shape[0]
+        return self.signal_audio.shape[0]
 
     @property
     def fps(self) -> float:

@@ -22,6 +22,7 @@ NAMES = {
     "head_grid": "hash grid of the head",
     "torso_grid": "hash grid of the torso",
     "expression_basis": "expression basis",
+    "audio_feature": "audio feature",
 }
 """What the entries of a checkpoint's extra state are called in a sentence."""
 
@@ -57,7 +58,7 @@ def check_same(state: Dict[str, Any], own: Dict[str, Any], keys: Sequence[str]) 
     """Compares what any renderer's checkpoints say of themselves.
 
     Args:
-        keys: of `NAMES`; what must be the same.
+        keys: of `NAMES`; what must be the same, besides what the avatars hear.
 
     Raises:
         DialogueError: one sentence about the first thing that differs.
@@ -67,7 +68,9 @@ def check_same(state: Dict[str, Any], own: Dict[str, Any], keys: Sequence[str]) 
             f"the checkpoint has format {state['format']}, this program knows up to {CHECKPOINT_FORMAT}; "
             "upgrade dialogue-nerfstudio."
         )
-    for key in keys:
+    # Absent from checkpoints of before, which all heard mel windows.
+    state = {"audio_feature": "mel 16 x 80", **state}
+    for key in (*keys, "audio_feature"):
         if state[key] != own[key]:
             raise DialogueError(
                 f"the checkpoint's {NAMES[key]} ({state[key]}) is not this configuration's ({own[key]}); load the "

@@ -29,6 +29,9 @@ class ConversationDataParserConfig(DataParserConfig):
     """The conversation folder; an AD-NeRF-family folder is converted once, into the user's cache folder."""
     resolution: Optional[int] = None
     """Pixels of the longer side of the frames to train on; None for 512 with CUDA and 128 without."""
+    audio_feature: str = "mel"
+    """What the avatars hear: the name of a file in the conversation's features/, such as mel, wav2lip, hubert,
+    wav2vec2 or prosody; `ns-dialogue features` makes them."""
     eval_fraction: Optional[float] = None
     """Share of the frames, at the end, that is held out; None for the split stored in the conversation."""
     eval_interval: int = 1
@@ -111,7 +114,7 @@ class ConversationDataParser(DataParser):
             scene_box=SceneBox(aabb=aabb),
             metadata={
                 "people": people,
-                "signals": ConversationSignals.from_conversation(conversation),
+                "signals": ConversationSignals.from_conversation(conversation, self.config.audio_feature),
                 "train_frames": np.asarray(conversation.train_frames),
                 "training_heights": [self.training_size(person.camera)[0] for person in people],
             },

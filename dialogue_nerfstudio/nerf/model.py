@@ -184,7 +184,11 @@ class DialogueModel(AvatarModel):
         head_boxes = torch.tensor(np.stack([person.head_box for person in people]), dtype=torch.float32)
         torso_boxes = torch.tensor(np.stack([person.torso_box for person in people]), dtype=torch.float32)
         self.signal_encoder = SignalEncoder(
-            self.config.signals, len(people), signals.expression.shape[-1], signals.residual.shape[-1]
+            self.config.signals,
+            len(people),
+            signals.expression.shape[-1],
+            signals.residual.shape[-1],
+            torch.as_tensor(signals.silence),
         )
         self.head_field = HeadField(
             self.config.head,
@@ -240,7 +244,7 @@ class DialogueModel(AvatarModel):
             frames,
             from_audio,
             audible,
-            self.signal_mel,
+            self.signal_audio,
             expression,
             residual,
             self.signal_blink[participant, eye_frames],

@@ -72,7 +72,7 @@ class PublishedModel(AvatarModel):
     config: PublishedModelConfig
 
     def build_fields(self, people: List[RecordedPerson], signals: ConversationSignals) -> None:
-        self.signal_encoder = PublishedSignalEncoder(self.config.network)
+        self.signal_encoder = PublishedSignalEncoder(self.config.network, torch.as_tensor(signals.silence))
         self.network = PublishedField(self.config.network, len(people), signals.expression.shape[-1] + EYES_SIZE)
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ class PublishedModel(AvatarModel):
             frames,
             from_audio,
             audible,
-            self.signal_mel,
+            self.signal_audio,
             (self.signal_expression[participant, frames] - self.expression_mean) / self.expression_scale,
             self.signal_blink[participant, frames],
             self.signal_gaze[participant, frames],

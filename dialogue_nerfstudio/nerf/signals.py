@@ -14,7 +14,6 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from dialogue_nerfstudio.conversation import Conversation, DialogueError, Motion
-from dialogue_nerfstudio.fields.audio_net import SILENCE
 
 
 @dataclass
@@ -30,15 +29,25 @@ class ConversationSignals:
     blink: Float[Tensor, "P T 2"]
     gaze: Float[Tensor, "P T 4"]
     """Left yaw, left pitch, right yaw, right pitch, radians."""
-    mel: Float[Tensor, "T 16 80"]
+    audio: Float[Tensor, "T ..."]
+    """The audio feature, a row a frame."""
     speaking: Bool[Tensor, "P T"]
+    silence: Float[np.ndarray, "..."]
+    """The audio feature's row where nothing sounds."""
+    audio_feature: str
+    """Its name."""
     participant_ids: Tuple[str, ...]
     expression_basis: str
     fps: float
 
     @property
     def num_frames(self) -> int:
-        return self.mel.shape[0]
+        return self.audio.shape[0]
+
+    @property
+    def audio_statement(self) -> str:
+        """The audio feature's name and the shape of its rows, for a checkpoint's record."""
+        return f"{self.audio_feature} {' x '.join(map(str, self.silence.shape))}"
 
     @property
     def tensors(self) -> Dict[str, Tensor]:
@@ -47,16 +56,16 @@ class ConversationSignals:
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     @classmethod
-    def from_conversation(cls, conversation: Conversation) -> "ConversationSignals":
+    def from_conversation(cls, conversation: Conversation, audio_feature: str = "mel") -> "ConversationSignals":
         """The signals of a recording.
 
         Raises:
-            DialogueError: it has no mel feature.
+            DialogueError: it has no such audio feature.
         """
-        mel = conversation.feature("mel")
-        if mel.shape[1:] != (16, 80):
+        audio = conversation.feature(audio_feature)
+        if audio_feature == "mel" and audio.shape[1:] != (16, 80):
             raise DialogueError(
-                f"{conversation.root}: the feature 'mel' has windows of shape {mel.shape[1:]}, expected (16, 80); "
+                f"{conversation.root}: the feature 'mel' has windows of shape {audio.shape[1:]}, expected (16, 80); "
                 "process the video again."
             )
         motions = [participant.motion for participant in conversation.participants]
@@ -64,7 +73,9 @@ class ConversationSignals:
         stacked = [_motion_tensors(motion, num_residuals) for motion in motions]
         return cls(
             **{name: torch.stack([tensors[name] for tensors in stacked]) for name in stacked[0]},
-            mel=torch.from_numpy(np.ascontiguousarray(mel, dtype=np.float32)),
+            audio=torch.from_numpy(np.ascontiguousarray(audio, dtype=np.float32)),
+            silence=conversation.silent_feature(audio_feature),
+            audio_feature=audio_feature,
             speaking=torch.from_numpy(np.ascontiguousarray(conversation.speaking.T)),
             participant_ids=tuple(conversation.participant_ids),
             expression_basis=motions[0].expression_basis,
@@ -74,7 +85,7 @@ class ConversationSignals:
     def with_motion(self, motions: Mapping[str, Motion]) -> "ConversationSignals":
         """These signals with other motions; the new length is theirs.
 
-        A participant without a new motion goes on with the old one, played to and fro if it is too short. Mel windows
+        A participant without a new motion goes on with the old one, played to and fro if it is too short. Audio rows
         are cut, or continued with silence; use `with_audio` after this where there is new sound. The residual is
         personal: pass a motion without it to drive somebody else.
 
@@ -106,7 +117,7 @@ class ConversationSignals:
                 tensors[key][row] = value.to(tensors[key].device)
         return replace(signals, **tensors)
 
-    def with_audio(self, mel: Float[np.ndarray, "T 16 80"], speaking: Bool[np.ndarray, "T P"]) -> "ConversationSignals":
+    def with_audio(self, audio: Float[np.ndarray, "T ..."], speaking: Bool[np.ndarray, "T P"]) -> "ConversationSignals":
         """These signals with other sound and roles; the new length is theirs.
 
         Motion that is too short goes on to and fro.
@@ -114,15 +125,16 @@ class ConversationSignals:
         Raises:
             DialogueError: shapes that do not fit.
         """
-        if mel.ndim != 3 or mel.shape[1:] != (16, 80) or speaking.shape != (len(mel), len(self.participant_ids)):
+        if audio.shape[1:] != self.silence.shape or speaking.shape != (len(audio), len(self.participant_ids)):
+            row = ", ".join(map(str, self.silence.shape))
             raise DialogueError(
-                f"new sound needs mel windows [T, 16, 80] and roles [T, {len(self.participant_ids)}], "
-                f"not {mel.shape} and {speaking.shape}."
+                f"new sound needs the feature '{self.audio_feature}' [T, {row}] and roles "
+                f"[T, {len(self.participant_ids)}], not {audio.shape} and {speaking.shape}."
             )
-        device = self.mel.device
+        device = self.audio.device
         return replace(
-            self.with_length(len(mel)),
-            mel=torch.from_numpy(np.ascontiguousarray(mel, dtype=np.float32)).to(device),
+            self.with_length(len(audio)),
+            audio=torch.from_numpy(np.ascontiguousarray(audio, dtype=np.float32)).to(device),
             speaking=torch.from_numpy(np.ascontiguousarray(speaking.T)).to(device),
         )
 
@@ -136,14 +148,16 @@ class ConversationSignals:
             raise DialogueError("a timeline needs at least one frame.")
         if num_frames == self.num_frames:
             return self
-        frames = torch.from_numpy(to_and_fro(self.num_frames, num_frames)).to(self.mel.device)
-        tensors = {name: tensor[:, frames] for name, tensor in self.tensors.items() if name not in ("mel", "speaking")}
+        frames = torch.from_numpy(to_and_fro(self.num_frames, num_frames)).to(self.audio.device)
+        tensors = {
+            name: tensor[:, frames] for name, tensor in self.tensors.items() if name not in ("audio", "speaking")
+        }
         kept = min(num_frames, self.num_frames)
-        mel = self.mel.new_full((num_frames, *self.mel.shape[1:]), SILENCE)
-        mel[:kept] = self.mel[:kept]
+        silence = torch.as_tensor(self.silence).to(self.audio)
+        audio = torch.cat([self.audio[:kept], silence.expand(num_frames - kept, *silence.shape)])
         speaking = self.speaking.new_zeros(len(self.participant_ids), num_frames)
         speaking[:, :kept] = self.speaking[:, :kept]
-        return replace(self, **tensors, mel=mel, speaking=speaking)
+        return replace(self, **tensors, audio=audio, speaking=speaking)
 
 
 def to_and_fro(num_frames: int, length: int) -> np.ndarray:

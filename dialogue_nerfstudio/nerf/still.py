@@ -46,7 +46,7 @@ def held_still(signals: ConversationSignals, frame: int, num_frames: int, jitter
         )
     tensors: Dict[str, Tensor] = {}
     for name, tensor in signals.tensors.items():
-        if name == "mel":
+        if name == "audio":
             tensors[name] = tensor[frame : frame + 1].expand(num_frames, *tensor.shape[1:]).clone()
         else:
             tensors[name] = tensor[:, frame : frame + 1].expand(-1, num_frames, *tensor.shape[2:]).clone()

@@ -1,6 +1,6 @@
 """Decide, frame by frame, what moves and sounds in a rendered conversation: the recording, other motion, new audio.
 
-Convention: T frames at `fps`; every participant has a Motion of T frames, mel features float32 [T, 16, 80], roles bool
+Convention: T frames at `fps`; every participant has a Motion of T frames, the audio feature [T, ...], roles bool
 [T, P] in the order of the avatars' participants, sound float32 [S] mono at `sample_rate` Hz, S = T / fps · sample_rate.
 Everything is pure: the conversations read here are not changed.
 """
@@ -31,8 +31,8 @@ class Driving:
 
     motions: dict[str, Motion]
     """participant id → motion, all of T frames"""
-    mel: Float[np.ndarray, "T 16 80"]
-    """audio features of the mix"""
+    features: Float[np.ndarray, "T ..."]
+    """the audio feature of the mix that the avatars hear"""
     speaking: Bool[np.ndarray, "T P"]
     """who speaks at which frame, columns in the order of `motions`"""
     audio: Float[np.ndarray, " S"]
@@ -53,7 +53,9 @@ class Driving:
         bounds = np.round(np.stack([frames, frames + 1]) / self.fps * self.sample_rate).astype(int)
         audio = np.concatenate([self.audio[start:stop] for start, stop in bounds.T] or [self.audio[:0]])
         motions = {participant_id: motion.take(frames) for participant_id, motion in self.motions.items()}
-        return replace(self, motions=motions, mel=self.mel[frames], speaking=self.speaking[frames], audio=audio)
+        return replace(
+            self, motions=motions, features=self.features[frames], speaking=self.speaking[frames], audio=audio
+        )
 
 
 def ping_pong(num_frames: int, length: int) -> Int[np.ndarray, " length"]:
@@ -121,12 +123,30 @@ def quiet_mouth(motion: Motion, was_speaking: Bool[np.ndarray, " T"], is_speakin
     return replace(motion, expression=expression, expression_residual=residual)
 
 
-def drive_by_recording(conversation: Conversation) -> Driving:
+@dataclass(frozen=True)
+class Hearing:
+    """What the avatars hear."""
+
+    feature: str = "mel"
+    """name of the audio feature they were trained with"""
+    weights: Optional[str] = None
+    """where the network that makes it is now; None for where it was"""
+
+    def rows(
+        self, conversation: Conversation, audio: Float[np.ndarray, " S"], sample_rate: int, num_frames: int
+    ) -> Float[np.ndarray, "T ..."]:
+        """That feature of new sound, made as the conversation's was."""
+        from dialogue_nerfstudio.process.features import features_of_new_sound
+
+        return features_of_new_sound(conversation, self.feature, audio, sample_rate, num_frames, self.weights)
+
+
+def drive_by_recording(conversation: Conversation, hearing: Hearing = Hearing()) -> Driving:
     """The recording itself: its motions, roles and sound."""
     audio, sample_rate = conversation.audio()
     return Driving(
         motions={participant.id: participant.motion for participant in conversation.participants},
-        mel=conversation.feature("mel"),
+        features=conversation.feature(hearing.feature),
         speaking=conversation.speaking,
         audio=fit_audio(audio, sample_rate, conversation.num_frames, conversation.fps),
         sample_rate=sample_rate,
@@ -216,7 +236,9 @@ def map_motions(avatar_ids: Sequence[str], other_ids: Sequence[str], pairs: Sequ
     return mapping
 
 
-def drive_by_motion(conversation: Conversation, other: OtherMotion, pairs: Sequence[str] = ()) -> Driving:
+def drive_by_motion(
+    conversation: Conversation, other: OtherMotion, pairs: Sequence[str] = (), hearing: Hearing = Hearing()
+) -> Driving:
     """The avatars move as somebody else did (pose imitation), with that conversation's sound and roles if it has them.
 
     The length is that of the longest motion used; whoever has less goes back and forth. Avatars without a partner keep
@@ -253,7 +275,7 @@ def drive_by_motion(conversation: Conversation, other: OtherMotion, pairs: Seque
     audio = fit_audio(audio, sample_rate, num_frames, conversation.fps)
     return Driving(
         motions=motions,
-        mel=_mel(audio, sample_rate, num_frames, conversation.fps),
+        features=hearing.rows(conversation, audio, sample_rate, num_frames),
         speaking=speaking,
         audio=audio,
         sample_rate=sample_rate,
@@ -268,6 +290,7 @@ def drive_by_audio(
     speaker: Optional[str] = None,
     rttm: Optional[Path] = None,
     base: Optional[Driving] = None,
+    hearing: Hearing = Hearing(),
 ) -> Driving:
     """New sound for the avatars; their heads move as in `base` (the recording if None), going back and forth as needed.
 
@@ -277,6 +300,7 @@ def drive_by_audio(
         speaker: who speaks, throughout; not needed if there is one avatar or an `rttm`.
         rttm: who speaks when, participant ids as speakers.
         base: other motions to use, from `drive_by_motion`.
+        hearing: the audio feature that the avatars were trained with.
 
     Raises:
         DialogueError: if nobody is said to speak, a name is unknown, or the file has no sound.
@@ -319,7 +343,7 @@ def drive_by_audio(
     sources = base.sources if base is not None else [str(conversation.root)]
     return Driving(
         motions=motions,
-        mel=_mel(audio, SAMPLE_RATE, num_frames, conversation.fps),
+        features=hearing.rows(conversation, audio, SAMPLE_RATE, num_frames),
         speaking=speaking,
         audio=audio,
         sample_rate=SAMPLE_RATE,
@@ -332,12 +356,6 @@ def _looped_motion(conversation: Conversation, column: int, is_speaking: Bool[np
     rows = ping_pong(conversation.num_frames, len(is_speaking))
     motion = conversation.participants[column].motion.take(rows)
     return quiet_mouth(motion, conversation.speaking[rows, column], is_speaking)
-
-
-def _mel(audio: Float[np.ndarray, " S"], sample_rate: int, num_frames: int, fps: float) -> Float[np.ndarray, "T 16 80"]:
-    from dialogue_nerfstudio.process.audio_features import mel_features
-
-    return mel_features(audio, sample_rate, num_frames, fps=fps).astype(np.float32)
 
 
 def choose_frames(

@@ -51,6 +51,9 @@ from dialogue_nerfstudio.process.pipeline import (
     Processing,
     check_output,
     clipped,
+    feature_files,
+    feature_options,
+    feature_stage_options,
     process_video,
 )
 from dialogue_nerfstudio.process.stages import Progress, StageRunner, source_fingerprint
@@ -193,7 +196,8 @@ class _Conversion(Processing):
         runner.run(
             "audio",
             self.write_audio,
-            [self.output / "audio.wav", self.output / "features" / "mel.npz", self.output / "features" / "prosody.npz"],
+            [self.output / "audio.wav", *feature_files(self.output, config)],
+            options=feature_stage_options(config),
         )
         if config.rttm is not None:
             return self.finish(self.given_roles() or [])
@@ -331,7 +335,8 @@ class _Conversion(Processing):
     # Sound.
 
     def write_audio(self, progress: Callable[[float], None]) -> None:
-        from dialogue_nerfstudio.process.audio_features import AUDIO_FEATURES, load_audio, save_wav
+        from dialogue_nerfstudio.process.audio_features import load_audio, save_wav
+        from dialogue_nerfstudio.process.features import write_features
 
         folder, path = self.folder, self.folder.sound()
         start, length = self.audio_start(), round(self.num_frames / FPS * SAMPLE_RATE)
@@ -348,13 +353,11 @@ class _Conversion(Processing):
             part = whole[start : start + length]
             sound[: len(part)] = part
         save_wav(self.output / "audio.wav", sound)
-        features = {
-            name: extractor(sound, SAMPLE_RATE, self.num_frames, FPS) for name, extractor in AUDIO_FEATURES.items()
-        }
-        features.update({name: self.stored_feature(path) for name, path in folder.audio_features().items()})
-        for index, (name, values) in enumerate(features.items()):
-            write_npz(self.output / "features" / f"{name}.npz", features=values.astype(np.float32))
-            progress((index + 1) / len(features))
+        for name, path in folder.audio_features().items():
+            values = self.stored_feature(path).astype(np.float32)
+            write_npz(self.output / "features" / f"{name}.npz", features=values)
+        kinds, weights = feature_options(self.config)
+        write_features(self.output, sound, SAMPLE_RATE, self.num_frames, FPS, progress, kinds, weights)
 
     def audio_start(self) -> int:
         """The sample of the whole sound at which the timeline begins.

@@ -7,7 +7,6 @@ returns exactly `num_frames` rows: sound that ends early is followed by silence,
 
 import wave
 from pathlib import Path
-from typing import Callable
 
 import av
 import librosa
@@ -15,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dialogue_nerfstudio.conversation.errors import DialogueError
-from dialogue_nerfstudio.conversation.files import atomic_path, write_npz
+from dialogue_nerfstudio.conversation.files import atomic_path
 
 SAMPLE_RATE = 16_000
 """The one sample rate (Hz) of sound inside this package."""
@@ -29,6 +28,8 @@ MEL_HOP = 200
 MEL_BANDS = 80
 MEL_LOWEST, MEL_HIGHEST = 55.0, 7600.0
 MEL_PREEMPHASIS = 0.97
+MEL_BLOCK = 8000
+"""Steps analysed at once, 100 s: what keeps memory flat over hours of sound."""
 MEL_STEPS = 16
 """Steps of MEL_HOP samples in one frame's window: 16 x 12.5 ms = 200 ms (DialogueNeRF 4.1, Wav2Lip)."""
 
@@ -160,18 +161,25 @@ def mel_spectrogram(audio: Float[np.ndarray, " num_samples"]) -> Float[np.ndarra
     [-100, 0] dB and mapped linearly to [-1, 1]. Wav2Lip's own input is 4 times this. Silence is exactly -1.
     """
     emphasised = librosa.effects.preemphasis(np.asarray(audio, np.float32), coef=MEL_PREEMPHASIS)
-    bands = librosa.feature.melspectrogram(
-        y=emphasised,
-        sr=SAMPLE_RATE,
-        n_fft=MEL_FFT,
-        hop_length=MEL_HOP,
-        n_mels=MEL_BANDS,
-        fmin=MEL_LOWEST,
-        fmax=MEL_HIGHEST,
-        power=1.0,
-    )
-    decibels = 20.0 * np.log10(np.maximum(bands, 1e-5)) - 20.0
-    return (np.clip((decibels + 100.0) / 50.0 - 1.0, -1.0, 1.0)).astype(np.float32).T
+    emphasised = np.pad(emphasised, MEL_FFT // 2)
+    num_steps = 1 + len(audio) // MEL_HOP
+    mel = np.empty((num_steps, MEL_BANDS), np.float32)
+    for first in range(0, num_steps, MEL_BLOCK):
+        last = min(first + MEL_BLOCK, num_steps)
+        bands = librosa.feature.melspectrogram(
+            y=emphasised[first * MEL_HOP : (last - 1) * MEL_HOP + MEL_FFT],
+            sr=SAMPLE_RATE,
+            n_fft=MEL_FFT,
+            hop_length=MEL_HOP,
+            n_mels=MEL_BANDS,
+            fmin=MEL_LOWEST,
+            fmax=MEL_HIGHEST,
+            power=1.0,
+            center=False,
+        )
+        decibels = 20.0 * np.log10(np.maximum(bands.T, 1e-5)) - 20.0
+        mel[first:last] = np.clip((decibels + 100.0) / 50.0 - 1.0, -1.0, 1.0)
+    return mel
 
 
 def mel_features(
@@ -183,9 +191,9 @@ def mel_features(
     The window's middle (between steps 7 and 8) is the step boundary nearest to (t + 0.5) / fps, so it is at most 6.25
     ms off. Sound before the start and after the end is silence (-1).
     """
-    audio = _at_16k(audio, sample_rate)
+    audio = at_16k(audio, sample_rate)
     needed = int(np.ceil(num_frames / fps * SAMPLE_RATE))
-    mel = mel_spectrogram(_exactly(audio, needed))
+    mel = mel_spectrogram(exactly(audio, needed))
     padding = MEL_STEPS
     mel = np.pad(mel, ((padding, padding + MEL_STEPS), (0, 0)), constant_values=-1.0)
     centre = (np.arange(num_frames) + 0.5) / fps * (SAMPLE_RATE / MEL_HOP)
@@ -198,45 +206,22 @@ def prosody_features(
 ) -> Float[np.ndarray, "num_frames 2"]:
     """Zero-crossing rate (crossings per sample, 0-1) and root mean square of the sound during each frame, [t / fps, (t
     + 1) / fps) (DialogueNeRF 4.1)."""
-    audio = _at_16k(audio, sample_rate)
+    audio = at_16k(audio, sample_rate)
     length = round(SAMPLE_RATE / fps)
     starts = np.round(np.arange(num_frames) * SAMPLE_RATE / fps).astype(int)
-    audio = _exactly(audio, int(np.ceil(num_frames * SAMPLE_RATE / fps)) + length)
+    audio = exactly(audio, int(np.ceil(num_frames * SAMPLE_RATE / fps)) + length)
     frames = audio[starts[:, None] + np.arange(length)]
     crossings = librosa.zero_crossings(frames, pad=False, axis=-1).mean(-1)
     rms = np.sqrt(np.mean(np.square(frames), axis=-1))
     return np.stack([crossings, rms], axis=-1).astype(np.float32)
 
 
-AUDIO_FEATURES: dict[str, Callable[..., np.ndarray]] = {"mel": mel_features, "prosody": prosody_features}
-"""Every extractor by the name of its file features/<name>.npz; each is called (audio, sample_rate, num_frames, fps) ->
-float32 [num_frames, ...]."""
-
-
-def write_features(
-    folder: Path,
-    audio: Float[np.ndarray, " num_samples"],
-    sample_rate: int,
-    num_frames: int,
-    fps: float = 25.0,
-    progress: Callable[[float], None] = lambda _: None,
-) -> None:
-    """Writes features/<name>.npz of every extractor into a conversation's folder.
-
-    Raises:
-        DialogueError: the disk is full.
-    """
-    for index, (name, extractor) in enumerate(AUDIO_FEATURES.items()):
-        features = extractor(audio, sample_rate, num_frames, fps)
-        write_npz(folder / "features" / f"{name}.npz", features=features.astype(np.float32))
-        progress((index + 1) / len(AUDIO_FEATURES))
-
-
-def _at_16k(audio: Float[np.ndarray, " num_samples"], sample_rate: int) -> Float[np.ndarray, " num_resampled"]:
+def at_16k(audio: Float[np.ndarray, " num_samples"], sample_rate: int) -> Float[np.ndarray, " num_resampled"]:
+    """The sound at this package's sample rate."""
     audio = np.asarray(audio, np.float32)
     return audio if sample_rate == SAMPLE_RATE else librosa.resample(audio, orig_sr=sample_rate, target_sr=SAMPLE_RATE)
 
 
-def _exactly(audio: Float[np.ndarray, " num_samples"], length: int) -> Float[np.ndarray, " length"]:
+def exactly(audio: Float[np.ndarray, " num_samples"], length: int) -> Float[np.ndarray, " length"]:
     """Trim, or pad with silence, to `length` samples."""
     return audio[:length] if len(audio) >= length else np.pad(audio, (0, length - len(audio)))

@@ -92,6 +92,10 @@ class ProcessConfig:
     """Take silence for the sound, so that videos without any can be used; nothing can then be driven by sound."""
     rttm: Optional[Path] = None
     """Who speaks when, with the participants' ids as speakers; None finds out by diarization."""
+    audio_features: Tuple[str, ...] = ("mel", "prosody")
+    """What avatars can hear: mel, prosody, wav2lip, hubert, wav2vec2."""
+    audio_weights: Tuple[str, ...] = ()
+    """Where their networks are, KIND=PATH each: wav2lip.pth, a folder of transformers' format, or a hub name."""
     eval_fraction: float = 0.1
     """Part of the frames, at the end, held out from training."""
     max_lost_seconds: float = 1.0
@@ -172,6 +176,7 @@ def _check_options(config: ProcessConfig, paths: Sequence[Path]) -> None:
             raise DialogueError(f"There is no file {path}: give the path of an audio file.")
     if config.shot is not None and config.shot < 1:
         raise DialogueError(f"shot must be at least 1, not {config.shot}.")
+    feature_options(config)
     if config.size is not None and (config.size < 64 or config.size % 2):
         raise DialogueError(f"size must be an even number of at least 64 pixels, not {config.size}.")
     if config.focal is not None and not config.focal > 0:
@@ -194,6 +199,41 @@ def _check_options(config: ProcessConfig, paths: Sequence[Path]) -> None:
             f"There is no file {config.rttm}: give the path of an RTTM file, or leave it out to have the speakers "
             "found."
         )
+
+
+def feature_options(config: ProcessConfig) -> Tuple[Tuple[str, ...], Dict[str, str]]:
+    """The audio features to make, mel always among them, and where their networks are, by kind.
+
+    Raises:
+        DialogueError: an unknown feature, or weights of one that is not made.
+    """
+    from dialogue_nerfstudio.process.features import FEATURE_KINDS, parse_weights
+
+    # Rows of mel are what the report looks at and what avatars hear by default.
+    kinds = tuple(dict.fromkeys(("mel", *config.audio_features)))
+    unknown = [kind for kind in kinds if kind not in FEATURE_KINDS]
+    if unknown:
+        raise DialogueError(f"There is no audio feature '{unknown[0]}'; choose from {', '.join(FEATURE_KINDS)}.")
+    weights = parse_weights(config.audio_weights)
+    idle = [kind for kind in weights if kind not in kinds]
+    if idle:
+        raise DialogueError(f"Weights were given for '{idle[0]}', which is not made: add it to --audio-features.")
+    if "wav2lip" in kinds and "wav2lip" not in weights:
+        raise DialogueError(
+            "The audio feature wav2lip needs its weights: give --audio-weights wav2lip=PATH of wav2lip.pth."
+        )
+    return kinds, weights
+
+
+def feature_files(output: Path, config: ProcessConfig) -> List[Path]:
+    return [output / "features" / f"{kind}.npz" for kind in feature_options(config)[0]]
+
+
+def feature_stage_options(config: ProcessConfig) -> Dict[str, Any]:
+    """What decides the features besides the sound."""
+    kinds, weights = feature_options(config)
+    files = [Path(path) for path in weights.values() if Path(path).is_file()]
+    return {"features": kinds, "weights": weights, "files": source_fingerprint(files)}
 
 
 def check_output(output: Path) -> None:
@@ -289,8 +329,9 @@ class Processing:
         runner.run(
             "audio",
             self.write_audio,
-            [self.output / "audio.wav", self.output / "features" / "mel.npz", self.output / "features" / "prosody.npz"],
+            [self.output / "audio.wav", *feature_files(self.output, config)],
             options={
+                **feature_stage_options(config),
                 "num_frames": self.num_frames,
                 "start": self.start,
                 "audio": source_fingerprint(config.audio),
@@ -566,7 +607,8 @@ class Processing:
     # Sound.
 
     def write_audio(self, progress: Callable[[float], None]) -> None:
-        from dialogue_nerfstudio.process.audio_features import load_audio, save_wav, write_features
+        from dialogue_nerfstudio.process.audio_features import load_audio, save_wav
+        from dialogue_nerfstudio.process.features import write_features
 
         first, length = (round(frames / FPS * SAMPLE_RATE) for frames in (self.start, self.num_frames))
         files = [] if self.config.without_sound else self.config.audio or [source.path for source in self.sources]
@@ -583,7 +625,8 @@ class Processing:
         if len(tracks) > 1:
             for person, participant in zip(self.people, self.ids, strict=True):
                 save_wav(self.output / "audio" / f"{participant}.wav", tracks[person["source"]])
-        write_features(self.output, mix, SAMPLE_RATE, self.num_frames, FPS, progress)
+        kinds, weights = feature_options(self.config)
+        write_features(self.output, mix, SAMPLE_RATE, self.num_frames, FPS, progress, kinds, weights)
 
     def find_voices(self, progress: Callable[[float], None]) -> None:
         from dialogue_nerfstudio.process.audio_features import load_audio

@@ -141,11 +141,11 @@ def test_signal_encoder_takes_audio_or_expression_but_never_both():
     blink, gaze = torch.rand(2, 2), torch.randn(2, 4)
 
     def encode(**changes):
-        inputs = dict(mel=mel, expression=expression, residual=residual, blink=blink, gaze=gaze) | changes
+        inputs = dict(audio=mel, expression=expression, residual=residual, blink=blink, gaze=gaze) | changes
         return encoder(0, frames, from_audio, audible, **inputs)
 
     before = encode()
-    other_sound, other_face = encode(mel=mel + 1.0), encode(expression=expression + 1.0)
+    other_sound, other_face = encode(audio=mel + 1.0), encode(expression=expression + 1.0)
     assert not torch.allclose(before.face[0], other_sound.face[0]) and torch.equal(before.face[1], other_sound.face[1])
     assert torch.equal(before.face[0], other_face.face[0]) and not torch.allclose(before.face[1], other_face.face[1])
     other_eyes = encode(blink=1.0 - blink)

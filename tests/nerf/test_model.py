@@ -70,7 +70,7 @@ def test_where_nobody_is_the_plate_is_seen(pipeline):
 def test_roles_choose_what_moves_a_face(lively):
     """Frame 2: p0 speaks, p1 listens. Sound moves only the speaker, expression only the listener."""
     before = [picture(lively, 2, person) for person in (0, 1)]
-    original = with_signals(lively, mel=torch.randn_like(lively.model.signals.mel))
+    original = with_signals(lively, audio=torch.randn_like(lively.model.signals.audio))
     sound = [picture(lively, 2, person) for person in (0, 1)]
     assert not torch.equal(sound[0], before[0]) and torch.equal(sound[1], before[1])
     lively.model.set_signals(replace(original, expression=original.expression + 0.5))
@@ -82,7 +82,7 @@ def test_roles_choose_what_moves_a_face(lively):
 def test_a_forced_drive(lively, drive, moved):
     """By audio, the listener hears silence instead of the speaker; by expression, nobody hears anything."""
     before = [picture(lively, 2, person, drive) for person in (0, 1)]
-    with_signals(lively, mel=torch.randn_like(lively.model.signals.mel))
+    with_signals(lively, audio=torch.randn_like(lively.model.signals.audio))
     after = [picture(lively, 2, person, drive) for person in (0, 1)]
     assert tuple(not torch.equal(a, b) for a, b in zip(after, before, strict=True)) == moved
 
@@ -229,7 +229,7 @@ def test_a_checkpoint_brings_back_the_same_picture(pipeline, small_config):
     other.eval()
     assert torch.equal(other.model.render_frame(camera_of(other), 3, 0)["rgb"], before)
     assert other.model.trained_drives == pipeline.model.trained_drives
-    assert not any(key.startswith("_model.signal_mel") for key in checkpoint(pipeline))
+    assert not any(key.startswith("_model.signal_audio") for key in checkpoint(pipeline))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from dialogue_nerfstudio.conversation import DialogueError, load_conversation
-from dialogue_nerfstudio.nerf.signals import SILENCE, ConversationSignals, to_and_fro
+from dialogue_nerfstudio.fields.audio_net import SILENCE
+from dialogue_nerfstudio.nerf.signals import ConversationSignals, to_and_fro
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def test_new_motion_replaces_one_person_and_sets_the_length(tiny, signals):
     assert changed.num_frames == 10 and signals.num_frames == 24
     assert (changed.expression[0] == 0.25).all()
     assert torch.equal(changed.expression[1], signals.expression[1, :10])
-    assert torch.equal(changed.mel, signals.mel[:10])
+    assert torch.equal(changed.audio, signals.audio[:10])
 
 
 def test_new_sound_sets_the_length_and_motion_goes_to_and_fro(signals):
@@ -45,7 +46,7 @@ def test_new_sound_sets_the_length_and_motion_goes_to_and_fro(signals):
 
 def test_a_longer_timeline_is_silent_at_its_end(signals):
     longer = signals.with_length(30)
-    assert (longer.mel[24:] == SILENCE).all() and not longer.speaking[:, 24:].any()
+    assert (longer.audio[24:] == SILENCE).all() and not longer.speaking[:, 24:].any()
 
 
 @pytest.mark.parametrize("num_frames, expected", [(1, [0, 0, 0, 0, 0]), (2, [0, 1, 0, 1, 0]), (3, [0, 1, 2, 1, 0])])

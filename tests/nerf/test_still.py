@@ -28,7 +28,7 @@ def test_without_jitter_every_frame_is_the_same(signals):
     assert still.num_frames == 7 and not bool(still.speaking.any())
     torch.testing.assert_close(still.rotation, signals.rotation[:, 5:6].expand(-1, 7, -1, -1))
     torch.testing.assert_close(still.expression, signals.expression[:, 5:6].expand(-1, 7, -1))
-    torch.testing.assert_close(still.mel, signals.mel[5:6].expand(7, -1, -1))
+    torch.testing.assert_close(still.audio, signals.audio[5:6].expand(7, -1, -1))
 
 
 def test_jitter_trembles_about_the_frame_and_angles_agree_with_matrices(signals):

@@ -76,7 +76,7 @@ def test_the_recording_drives_itself(conversation):
     driving = drive_by_recording(conversation)
     assert driving.num_frames == 50 and len(driving.audio) == 32000
     assert np.array_equal(driving.speaking, conversation.speaking)
-    assert driving.mel.shape == (50, 16, 80)
+    assert driving.features.shape == (50, 16, 80)
     assert driving.motions["p1"] is conversation.participant("p1").motion
 
 
@@ -87,7 +87,7 @@ def test_taking_frames_takes_their_sound(conversation):
     expected = np.concatenate([driving.audio[3 * 640 : 5 * 640], driving.audio[20 * 640 : 21 * 640]])
     assert np.array_equal(taken.audio, expected)
     assert np.array_equal(taken.motions["p0"].head_pose, driving.motions["p0"].head_pose[frames])
-    assert np.array_equal(taken.mel, driving.mel[frames])
+    assert np.array_equal(taken.features, driving.features[frames])
 
 
 def test_resampling_keeps_a_constant_rotation_speed():
@@ -137,7 +137,7 @@ def test_another_conversation_drives_with_its_length_sound_and_roles(tmp_path, c
     assert np.array_equal(driving.motions["p0"].head_pose, other.participant("y").motion.head_pose)
     assert np.array_equal(driving.speaking, other.speaking[:, ::-1])
     assert np.allclose(driving.audio, other.audio()[0])
-    assert np.allclose(driving.mel, other.feature("mel"), atol=2e-3)
+    assert np.allclose(driving.features, other.feature("mel"), atol=2e-3)
     assert driving.motions["p1"].expression_residual.shape == (100, 3)
 
 
@@ -174,7 +174,7 @@ def test_new_audio_for_the_speaker(tmp_path, conversation):
     assert driving.num_frames == 75
     assert driving.speaking[:, 1].all() and not driving.speaking[:, 0].any()
     assert np.allclose(driving.audio, sound, atol=1e-4)
-    assert np.allclose(driving.mel, mel_features(sound, 16000, 75), atol=2e-3)
+    assert np.allclose(driving.features, mel_features(sound, 16000, 75), atol=2e-3)
     own = conversation.participant("p1").motion
     assert np.array_equal(driving.motions["p1"].head_pose, own.head_pose[ping_pong(50, 75)])
 
