@@ -89,6 +89,10 @@ class Process:
     face_model_landmarks: Optional[Path] = None
     """Where the face model's landmarks are: 68 vertex numbers (.txt, .json) or FLAME's published .npz; from what is
     known of the model, or its shape, if not given."""
+    masks: tuple[str, ...] = ("selfie",)
+    """What makes the label maps of head, neck and torso: selfie (built in); the path of MediaPipe's
+    selfie_multiclass_256x256.tflite or of BiSeNet's 79999_iter.pth; or your own label videos or folders of PNGs, one a
+    person, or one of the whole recording (0 background, 1 torso, 2 neck, 3 head, or AD-NeRF's colours; lossless)."""
     allow_unusable: bool = False
     """Write the conversation even if the report calls it unusable for training."""
 
@@ -121,6 +125,7 @@ class Process:
             face_model=self.face_model,
             face_model_path=self.face_model_path,
             face_model_landmarks=self.face_model_landmarks,
+            masks=self.masks,
             allow_unusable=self.allow_unusable,
         )
         with StageProgress(FOLDER_SHARES if is_ad_nerf_folder(self.videos[0]) else SHARES) as progress:

@@ -25,6 +25,10 @@ SAMPLE_RATE = 16000
 """Hertz of every audio file in a conversation."""
 
 
+PLATE_NAME, HOLES_NAME = "background.png", "background_holes.png"
+"""A participant's static plate, and where it was made up (white)."""
+
+
 @dataclass
 class Camera:
     """The fixed pinhole camera that recorded one person; nerfstudio's axes: looks along −z, y up."""
@@ -124,7 +128,7 @@ class Conversation:
 
     def background(self, participant_id: str) -> UInt8[np.ndarray, "height width 3"]:
         """The static plate behind the person, RGB."""
-        path = self.participant_path(participant_id, "background.png")
+        path = self.participant_path(participant_id, PLATE_NAME)
         from PIL import Image, UnidentifiedImageError
 
         try:
@@ -132,6 +136,28 @@ class Conversation:
                 return np.asarray(image.convert("RGB"))
         except (FileNotFoundError, UnidentifiedImageError) as error:
             raise DialogueError(f"{path} is missing or is not a picture; process the video again.") from error
+
+    def background_holes(self, participant_id: str) -> Optional[Bool[np.ndarray, "height width"]]:
+        """Where the plate was made up because the person was never out of the way; None for a plate that was given
+        whole, such as a simulation's.
+
+        Raises:
+            DialogueError: the file is damaged, or of another size than the plate.
+        """
+        path = self.participant_path(participant_id, HOLES_NAME)
+        if not path.is_file():
+            return None
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(path) as image:
+                holes = np.asarray(image.convert("L")) > 127
+        except (OSError, UnidentifiedImageError) as error:
+            raise DialogueError(f"{path} is not a picture; process the video again.") from error
+        plate = self.background(participant_id)
+        if holes.shape != plate.shape[:2]:
+            raise DialogueError(f"{path} has another size than {PLATE_NAME}; process the video again.")
+        return holes
 
     def tracking(self, participant_id: str) -> Dict[str, np.ndarray]:
         """landmarks [T, 478, 2] px, reprojection_error [T] px, confidence [T], visible [T]."""

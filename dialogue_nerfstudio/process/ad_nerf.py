@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
-from PIL import Image
 from scipy.spatial.transform import Rotation
 
 import dialogue_nerfstudio
 from dialogue_nerfstudio.conversation.conversation import SAMPLE_RATE, Conversation, Participant, save_conversation
 from dialogue_nerfstudio.conversation.errors import DialogueError
 from dialogue_nerfstudio.conversation.expression_basis import mean_face
-from dialogue_nerfstudio.conversation.files import atomic_path, read_json, read_npz, write_json, write_npz
+from dialogue_nerfstudio.conversation.files import read_json, read_npz, write_json, write_npz
 from dialogue_nerfstudio.conversation.motion import EXPRESSION_NAMES, Motion
 from dialogue_nerfstudio.conversation.roles import SpeechSegment, read_rttm, write_rttm
 from dialogue_nerfstudio.conversation.video import FrameReader, LabelReader, LabelWriter, VideoWriter
@@ -39,7 +38,7 @@ from dialogue_nerfstudio.process.ad_nerf_folder import (
     is_ad_nerf_folder,
     read_ad_nerf_folder,
 )
-from dialogue_nerfstudio.process.background import background_plate
+from dialogue_nerfstudio.process.background import background_plate, write_plate
 from dialogue_nerfstudio.process.boxes import body_boxes
 from dialogue_nerfstudio.process.decode import FPS
 from dialogue_nerfstudio.process.given_poses import head_from_given_poses
@@ -105,6 +104,7 @@ def _check_options(config: ProcessConfig, folder: Path) -> None:
         ("num_people", "shows one person"),
         ("size", "has pictures of its own size; the training resolution is an option of ns-train"),
         ("focal", "has its own focal length"),
+        ("masks", "has label maps of its own (parsing/)"),
         ("eval_fraction", "has its own split into transforms_train.json and transforms_val.json"),
     ):
         value = getattr(config, name)
@@ -220,12 +220,11 @@ class _Conversion(Processing):
                 frames.write(picture)
                 labels.write(label)
                 progress((frame + 1) / folder.num_frames)
-        plate = folder.background()
+        plate, holes = folder.background(), None
         if plate is None:
             with FrameReader(video) as pictures, LabelReader(maps) as parts:
-                plate, _ = background_plate(pictures, parts)
-        with atomic_path(self.person(self.participant, "background.png")) as temporary:
-            Image.fromarray(plate).save(temporary)
+                plate, holes = background_plate(pictures, parts)
+        write_plate(video.parent, plate, holes)
 
     # The head.
 

@@ -1,14 +1,19 @@
-"""The static picture behind a person, put together from what they uncover over time.
+"""The static picture behind a person, put together from what they uncover over time, and where it had to be made up.
 
-Conventions. Frames are uint8 RGB `[H, W, 3]`, label maps uint8 `[H, W]`; K sampled frames.
+Conventions. Frames are uint8 RGB `[H, W, 3]`, label maps uint8 `[H, W]`; K sampled frames, the same number for any
+length of the video, so that memory does not grow with it.
 """
 
-from typing import Callable, Tuple
+from pathlib import Path
+from typing import Callable, Optional, Tuple
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float32, Int, UInt8
+from PIL import Image
 
+from dialogue_nerfstudio.conversation.conversation import HOLES_NAME, PLATE_NAME
+from dialogue_nerfstudio.conversation.files import atomic_path
 from dialogue_nerfstudio.conversation.video import FrameReader, LabelReader
 
 NUM_SAMPLES = 40
@@ -67,11 +72,11 @@ def fill_unseen(
 
 def background_plate(
     frames: FrameReader, labels: LabelReader, progress: Callable[[float], None] = lambda fraction: None
-) -> Tuple[UInt8[np.ndarray, "height width 3"], float]:
-    """The plate behind one person and the part of it that was ever seen.
+) -> Tuple[UInt8[np.ndarray, "height width 3"], Bool[np.ndarray, "height width"]]:
+    """The plate behind one person, and its holes: the pixels that were never seen, or in too few frames to trust.
 
-    Pixels the person never uncovers are continued from their surroundings; they only matter to a view from another
-    side.
+    The plate is the per-pixel median of the frames in which a pixel is clear of the person. Holes are continued from
+    their surroundings; they only matter to a view from another side.
     """
     chosen = sample_frames(len(frames))
     margin = 2 * max(round(PERSON_MARGIN * frames.width), 1) + 1
@@ -86,4 +91,22 @@ def background_plate(
     # A pixel seen once or twice may be a blurred sleeve.
     known = count >= max(2, len(chosen) // 20)
     filled = fill_unseen(plate.astype(np.float32), known)
-    return np.clip(filled.round(), 0, 255).astype(np.uint8), float(known.mean())
+    return np.clip(filled.round(), 0, 255).astype(np.uint8), ~known
+
+
+def write_plate(
+    folder: Path, plate: UInt8[np.ndarray, "height width 3"], holes: Optional[Bool[np.ndarray, "height width"]]
+) -> None:
+    """Writes background.png and, where the holes are known, background_holes.png: white where the plate is made up.
+
+    Raises:
+        DialogueError: the disk is full.
+    """
+    with atomic_path(folder / PLATE_NAME) as temporary:
+        Image.fromarray(plate).save(temporary)
+    if holes is None:
+        # An earlier run may have had some.
+        (folder / HOLES_NAME).unlink(missing_ok=True)
+        return
+    with atomic_path(folder / HOLES_NAME) as temporary:
+        Image.fromarray(np.where(holes, 255, 0).astype(np.uint8)).save(temporary)

@@ -6,7 +6,8 @@ is what lies above the jaw's contour and, beside the face, above the ear lobes; 
 axes of the face: `right` points along the eyes to the picture's right, `down` across them.
 """
 
-from typing import Callable, Iterable, Tuple
+from contextlib import contextmanager
+from typing import Callable, Iterable, Iterator, Tuple
 
 import cv2
 import numpy as np
@@ -21,6 +22,9 @@ JAW_MARGIN = 0.04
 
 NECK_LENGTH = 0.35
 """Length of the neck below the chin, in distances from the eyes to the chin."""
+
+Labeller = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(picture, landmarks) → label map."""
 
 LOBE_LEFT, LOBE_RIGHT = JAW_LINE.index(132), JAW_LINE.index(361)
 """The jaw line's points at the height of the ear lobes, at the picture's left and right."""
@@ -69,9 +73,8 @@ def person_mask(
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255.0
     refined = guided_filter(grey, np.ascontiguousarray(probability), radius=max(image.shape[1] // 64, 2))
     mask = refined > 0.5
-    face = np.zeros(mask.shape, np.uint8)
-    cv2.fillPoly(face, [_vertices(landmarks[list(FACE_OVAL)])], 1)
-    return fill_holes(largest_component(mask | face.astype(bool)), mask.size // 400)
+    face = polygon_mask(landmarks[list(FACE_OVAL)], *mask.shape)
+    return fill_holes(largest_component(mask | face), mask.size // 400)
 
 
 def face_axes(landmarks: Float[np.ndarray, "478 2"]) -> Tuple[np.ndarray, np.ndarray, float]:
@@ -126,6 +129,13 @@ def neck_polygon(landmarks: Float[np.ndarray, "478 2"]) -> Float[np.ndarray, "n 
     return np.concatenate([jaw[[0, -1]], [lowered(landmarks[397]), lowered(landmarks[172])]])
 
 
+def polygon_mask(polygon: Float[np.ndarray, "n 2"], height: int, width: int) -> Bool[np.ndarray, "height width"]:
+    """The pixels inside a polygon."""
+    mask = np.zeros((height, width), np.uint8)
+    cv2.fillPoly(mask, [_vertices(polygon)], 1)
+    return mask.astype(bool)
+
+
 def _vertices(polygon: Float[np.ndarray, "n 2"]) -> np.ndarray:
     """Whole pixel coordinates for OpenCV, whose pixel centres lie at whole numbers."""
     return np.round(polygon - 0.5).astype(np.int32)
@@ -142,18 +152,32 @@ def part_labels(
     return np.where(person, parts, 0).astype(np.uint8)
 
 
+@contextmanager
+def cut_silhouettes() -> Iterator[Labeller]:
+    """The default way to label: selfie segmentation cut along the face mesh."""
+    with PersonSegmenter() as segmenter:
+        yield lambda image, landmarks: part_labels(person_mask(image, segmenter(image), landmarks), landmarks)
+
+
 def write_labels(
     frames: Iterable[np.ndarray],
     landmarks: Float[np.ndarray, "num_frames 478 2"],
     writer: LabelWriter,
+    label: Labeller,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> None:
-    """Segments every frame and writes its label map.
+    """Writes the label map of every frame.
+
+    Args:
+        frames: the person's pictures.
+        landmarks: the face mesh.
+        writer: takes the maps.
+        label: makes one.
+        progress: told the part done.
 
     Raises:
         DialogueError: the disk is full.
     """
-    with PersonSegmenter() as segmenter:
-        for index, (frame, points) in enumerate(zip(frames, landmarks, strict=True)):
-            writer.write(part_labels(person_mask(frame, segmenter(frame), points), points))
-            progress((index + 1) / len(landmarks))
+    for index, (frame, points) in enumerate(zip(frames, landmarks, strict=True)):
+        writer.write(label(frame, points))
+        progress((index + 1) / len(landmarks))

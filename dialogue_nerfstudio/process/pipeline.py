@@ -30,28 +30,36 @@ from threading import Event
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
-from PIL import Image
 
 import dialogue_nerfstudio
-from dialogue_nerfstudio.conversation.conversation import SAMPLE_RATE, Conversation, Participant, save_conversation
+from dialogue_nerfstudio.conversation.conversation import (
+    HOLES_NAME,
+    PLATE_NAME,
+    SAMPLE_RATE,
+    Conversation,
+    Participant,
+    save_conversation,
+)
 from dialogue_nerfstudio.conversation.errors import DialogueError
 from dialogue_nerfstudio.conversation.expression_basis import ExpressionBasis
-from dialogue_nerfstudio.conversation.files import atomic_path, read_json, read_npz, write_json, write_npz
+from dialogue_nerfstudio.conversation.files import read_json, read_npz, write_json, write_npz
 from dialogue_nerfstudio.conversation.motion import Motion
 from dialogue_nerfstudio.conversation.roles import SpeechSegment, read_rttm, segments_to_frames, write_rttm
 from dialogue_nerfstudio.conversation.split import split_frames
 from dialogue_nerfstudio.conversation.video import FrameReader, LabelReader, LabelWriter, VideoWriter
 from dialogue_nerfstudio.metrics.tracking import blinks_per_second
-from dialogue_nerfstudio.process.background import background_plate
+from dialogue_nerfstudio.process.background import background_plate, write_plate
 from dialogue_nerfstudio.process.boxes import body_boxes
 from dialogue_nerfstudio.process.decode import FPS, MIN_FRAMES, SourceVideo, probe
 from dialogue_nerfstudio.process.expression import measure_face
 from dialogue_nerfstudio.process.face_mesh import require_mediapipe
 from dialogue_nerfstudio.process.face_models import KINDS, face_basis, model_files
 from dialogue_nerfstudio.process.faces import crop_size, find_people, write_crops
+from dialogue_nerfstudio.process.given_labels import GivenLabels, label_media
 from dialogue_nerfstudio.process.head_pose import HeadTrack, track_head
 from dialogue_nerfstudio.process.labels import write_labels
 from dialogue_nerfstudio.process.landmarks import LandmarkTrack, bridged, require_face, track_landmarks
+from dialogue_nerfstudio.process.masks import are_given, check_masks, labeller, mask_files
 from dialogue_nerfstudio.process.quality import REPORT_NAME, measure_quality, unusable_sentences
 from dialogue_nerfstudio.process.shots import describe_shots, find_cuts, shots_between
 from dialogue_nerfstudio.process.stages import Progress, StageRunner, source_fingerprint
@@ -100,6 +108,9 @@ class ProcessConfig:
     """Part of the frames, at the end, held out from training."""
     max_lost_seconds: float = 1.0
     """Longest time a face may be out of sight; shorter losses are bridged."""
+    masks: Tuple[str, ...] = ("selfie",)
+    """Where label maps come from: selfie (built in), the path of MediaPipe's selfie_multiclass_256x256.tflite or of
+    BiSeNet's face-parsing weights (.pth), or the user's own label videos or folders of PNGs, one a person."""
     num_residuals: int = 8
     """Components of the personal expression residual."""
     face_model: Optional[str] = None
@@ -194,6 +205,7 @@ def _check_options(config: ProcessConfig, paths: Sequence[Path]) -> None:
         raise DialogueError(f"The names {', '.join(config.names)} must differ from each other.")
     if config.face_model not in (None, *KINDS):
         raise DialogueError(f"There is no face model '{config.face_model}'; there are {', '.join(KINDS)}.")
+    check_masks(config.masks)
     if config.rttm is not None and not Path(config.rttm).is_file():
         raise DialogueError(
             f"There is no file {config.rttm}: give the path of an RTTM file, or leave it out to have the speakers "
@@ -274,10 +286,11 @@ class Processing:
         )
         self.people = read_json(self.work("people_found.json"))
         self.start, stop = read_json(self.work("shot.json"))
+        self.whole_length = self.num_frames
         self.sources = [source.part(self.start, stop) for source in self.sources]
         self.num_frames = stop - self.start
         self.ids = self.participant_ids()
-        given_roles = self.given_roles()
+        given_roles, self.given_labels = self.given_roles(), self.find_given_labels()
         each = self.ids
 
         runner.run(
@@ -313,12 +326,14 @@ class Processing:
             self.for_each_person(self.write_labels),
             [self.person(i, "labels.mkv") for i in each],
             needs=["landmarks"],
+            options={"masks": list(config.masks), "files": source_fingerprint(mask_files(config.masks))},
         )
         runner.run(
             "background",
             self.for_each_person(self.write_background),
-            [self.person(i, "background.png") for i in each],
+            [self.person(i, name) for i in each for name in (PLATE_NAME, HOLES_NAME)],
             needs=["labels"],
+            version=2,
         )
         runner.run(
             "boxes",
@@ -430,6 +445,25 @@ class Processing:
         except DialogueError as error:
             raise DialogueError(f"{self.config.rttm}: {error}") from error
         return segments
+
+    def find_given_labels(self) -> Dict[str, GivenLabels]:
+        """The user's label maps by participant, checked before any long stage runs; empty where they gave none."""
+        if not are_given(self.config.masks):
+            return {}
+        given = {}
+        for participant, person, path in zip(
+            self.ids, self.people, label_media(self.config.masks, self.ids), strict=True
+        ):
+            crop, source = np.array(person["crop"]), self.sources[person["source"]]
+            given[participant] = GivenLabels(
+                path,
+                crop,
+                crop_size(crop, self.config.size),
+                (source.width, source.height),
+                self.num_frames,
+                (self.start, self.whole_length),
+            )
+        return given
 
     def write_crops(self, progress: Callable[[float], None]) -> None:
         for index, source in enumerate(self.sources):
@@ -586,14 +620,19 @@ class Processing:
         with FrameReader(self.person(participant, "video.mp4")) as reader:
             path = self.person(participant, "labels.mkv")
             with LabelWriter(path, FPS, reader.width, reader.height) as writer:
-                write_labels(reader.iterate(), self.landmarks(participant).points, writer, progress)
+                if participant in self.given_labels:
+                    for index, labels in enumerate(self.given_labels[participant]):
+                        writer.write(labels)
+                        progress((index + 1) / self.num_frames)
+                    return
+                with labeller(self.config.masks) as label:
+                    write_labels(reader.iterate(), self.landmarks(participant).points, writer, label, progress)
 
     def write_background(self, participant: str, progress: Callable[[float], None]) -> None:
         video, maps = self.person(participant, "video.mp4"), self.person(participant, "labels.mkv")
         with FrameReader(video) as frames, LabelReader(maps) as labels:
-            plate, _ = background_plate(frames, labels, progress)
-        with atomic_path(self.person(participant, "background.png")) as temporary:
-            Image.fromarray(plate).save(temporary)
+            plate, holes = background_plate(frames, labels, progress)
+        write_plate(video.parent, plate, holes)
 
     def measure_boxes(self, participant: str, progress: Callable[[float], None]) -> None:
         head, size = self.head(participant)
@@ -704,6 +743,7 @@ class Processing:
                     "ipd": self.config.ipd,
                     "rttm": None if self.config.rttm is None else Path(self.config.rttm).name,
                     "eval_fraction": self.config.eval_fraction,
+                    "masks": [Path(mask).name for mask in self.config.masks],
                 },
             },
             root=self.output,
@@ -784,6 +824,7 @@ class Processing:
                 "reprojection_rmse_px": float(np.sqrt(np.mean(error[visible] ** 2))),
                 "rotation_jitter_degrees": head.jitter,
                 "expression_fit_error_mm": float(read_npz(self.person(participant.id, "face.npz"))["fit_error_mm"]),
+                "background_made_up_share": float(conversation.background_holes(participant.id).mean()),
                 "blinks_per_second": blinks_per_second(participant.motion.blink, conversation.fps),
                 "speaking_share": float(speaking[:, column].mean()),
             }

@@ -207,6 +207,8 @@ class ParticipantQuality:
     tilt: float
     """Median angle (degrees) by which the eyes' line is turned clockwise in the picture."""
     pictures: PictureQuality
+    background_holes: float = 0.0
+    """Share of the plate that nobody ever saw and that was made up."""
 
     @property
     def error(self) -> float:
@@ -281,6 +283,7 @@ def _participant_summary(person: ParticipantQuality, quality: Quality) -> Dict[s
         "brightness": float(np.median(pictures.brightness)),
         "blur": float(np.median(pictures.blur)),
         "background_change": float(np.median(pictures.background_change)),
+        "background_made_up_share": person.background_holes,
         "eye_distance_px": person.eye_distance,
     }
 
@@ -407,6 +410,7 @@ def measure_participant(
     crop = participant.source.get("crop")
     enlarged = participant.camera.width / (crop[2] - crop[0]) if crop else 1.0
     across = np.median(eyes[:, 0] - eyes[:, 1], axis=0)
+    holes = conversation.background_holes(participant.id)
     return ParticipantQuality(
         id=participant.id,
         visible=visible,
@@ -422,6 +426,7 @@ def measure_participant(
         eye_distance=float(np.median(np.linalg.norm(eyes[:, 0] - eyes[:, 1], axis=-1))) / enlarged,
         tilt=float(np.degrees(np.arctan2(across[1], across[0]))),
         pictures=measure_pictures(conversation, participant, landmarks),
+        background_holes=0.0 if holes is None else float(holes.mean()),
     )
 
 

@@ -332,6 +332,7 @@ def figures(person: ParticipantQuality, quality: Quality) -> List[Dict[str, Any]
         ("face brightness", f"{brightness:.0f} of 255", not limits.DARK <= brightness <= limits.BRIGHT),
         ("face blur", f"{blur:.2f}", blur > limits.HIGH_BLUR),
         ("background change", f"{change:.1f}", change > limits.BACKGROUND_CHANGE),
+        ("background never seen", f"{person.background_holes:.0%}", False),
     ]
     return [{"title": title, "value": value, "bad": bool(bad)} for title, value, bad in rows]
 

@@ -1,6 +1,7 @@
 """The plate: medians of what is seen, smooth continuation elsewhere."""
 
 import numpy as np
+from PIL import Image
 
 from dialogue_nerfstudio.conversation import FrameReader, LabelReader, LabelWriter, VideoWriter
 from dialogue_nerfstudio.process import background
@@ -66,10 +67,49 @@ def test_plate_from_files(tmp_path):
             video.write(frame)
             maps.write(label)
     with FrameReader(tmp_path / "video.mp4") as video, LabelReader(tmp_path / "labels.mkv") as maps:
-        found, share = background.background_plate(video, maps)
+        found, holes = background.background_plate(video, maps)
     assert found.shape == (64, 64, 3) and found.dtype == np.uint8
-    assert 0.5 < share < 0.95
     assert np.abs(found.astype(float) - plate)[:15].mean() < 4
+    hidden = (labels > 0).all(axis=0)
+    assert hidden.any() and holes[hidden].all(), "what was never seen is marked"
+    assert not holes[:15].any() and not holes[:, :5].any(), "what was always seen is not"
+
+
+def test_holes_lie_beside_the_plate(tmp_path):
+    holes = np.zeros((8, 8), bool)
+    holes[2:4] = True
+    background.write_plate(tmp_path, np.zeros((8, 8, 3), np.uint8), holes)
+    with Image.open(tmp_path / "background_holes.png") as image:
+        assert ((np.asarray(image) == 255) == holes).all()
+    background.write_plate(tmp_path, np.zeros((8, 8, 3), np.uint8), None)
+    assert not (tmp_path / "background_holes.png").exists(), "a given plate has none"
+
+
+def test_memory_does_not_grow_with_the_video():
+    read = set()
+
+    class Frames(FrameReader):
+        width = height = 16
+
+        def __init__(self):
+            """Nothing to open."""
+
+        def __len__(self):
+            return 100000
+
+        def __getitem__(self, index):
+            read.add(index)
+            return np.full((16, 16, 3), 90, np.uint8)
+
+    class Labels(LabelReader):
+        def __init__(self):
+            """Nothing to open."""
+
+        def __getitem__(self, index):
+            return np.zeros((16, 16), np.uint8)
+
+    plate, holes = background.background_plate(Frames(), Labels())
+    assert len(read) == background.NUM_SAMPLES and (plate == 90).all() and not holes.any()
 
 
 def test_samples_are_spread_over_the_clip():

@@ -18,7 +18,7 @@ from synthetic_face import rotation_difference, synthetic_face
 from dialogue_nerfstudio.cli.main import main
 from dialogue_nerfstudio.conversation import DialogueError, SpeechSegment, load_conversation, write_rttm
 from dialogue_nerfstudio.conversation.files import write_json
-from dialogue_nerfstudio.conversation.video import HEAD
+from dialogue_nerfstudio.conversation.video import HEAD, LabelWriter
 from dialogue_nerfstudio.process import boxes, diarization, face_mesh, faces, labels, landmarks, pipeline
 from dialogue_nerfstudio.process.audio_features import load_audio, save_wav
 from dialogue_nerfstudio.process.pipeline import ProcessConfig, process_video
@@ -246,6 +246,43 @@ def test_a_killed_run_goes_on_where_it_stopped(ideal_networks, video, tmp_path, 
     process_video([video], tmp_path / "chat", ProcessConfig(num_people=2))
     assert _Fake.calls == calls, "the landmarks were tracked again"
     load_conversation(tmp_path / "chat")
+
+
+def test_the_made_up_part_of_the_plate_is_marked(conversation):
+    summary = json.loads((conversation.root / "process.json").read_text())
+    for participant in conversation.participants:
+        holes = conversation.background_holes(participant.id)
+        assert holes.shape == (SIZE, SIZE) and holes[SIZE // 2, SIZE // 2] and not holes[20:40, :4].any()
+        assert summary["participants"][participant.id]["background_made_up_share"] == pytest.approx(holes.mean())
+
+
+def test_label_maps_of_the_user_s_own(chat, video, tmp_path):
+    maps = np.zeros((FRAMES, SIZE, 2 * SIZE), np.uint8)
+    maps[:, 40:90, 30:90], maps[:, 40:, SIZE + 10 : SIZE + 60] = HEAD, 1
+    path = tmp_path / "labels.mkv"
+    with LabelWriter(path, 25.0, 2 * SIZE, SIZE) as writer:
+        for labels_now in maps:
+            writer.write(labels_now)
+    found = process_video([video], chat, ProcessConfig(num_people=2, masks=(str(path),)))
+    for number, name in enumerate(("p0", "p1")):
+        with found.labels(name) as reader:
+            np.testing.assert_array_equal(reader[7], maps[7, :, number * SIZE : (number + 1) * SIZE])
+    ran = json.loads((chat / "process.json").read_text())["stages_run"]
+    assert ran == ["labels", "background", "boxes", "report"]
+    assert load_conversation(chat).provenance["options"]["masks"] == ["labels.mkv"]
+
+
+def test_wrong_label_maps_stop_before_any_long_stage(ideal_networks, video, tmp_path):
+    path = tmp_path / "labels.mkv"
+    with LabelWriter(path, 25.0, SIZE, SIZE) as writer:
+        for _ in range(FRAMES - 1):
+            writer.write(np.zeros((SIZE, SIZE), np.uint8))
+    calls = _Fake.calls
+    with pytest.raises(DialogueError, match=f"has {FRAMES - 1} label maps, but the conversation {FRAMES} frames"):
+        process_video([video], tmp_path / "chat", ProcessConfig(num_people=2, masks=(str(path),)))
+    assert _Fake.calls == calls
+    with pytest.raises(DialogueError, match=r"There is no nowhere\.pth"):
+        process_video([video], tmp_path / "chat", ProcessConfig(num_people=2, masks=("nowhere.pth",)))
 
 
 def test_progress_tells_every_stage(ideal_networks, video, tmp_path):
