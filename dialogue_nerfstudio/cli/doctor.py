@@ -192,6 +192,10 @@ def collect_checks() -> list[Check]:
         probe("AAC encoder", True, "writing sound", "pip install --force-reinstall av", check_encoder("aac")),
         probe("mediapipe", False, "ns-dialogue process", mediapipe_fix, check_import("mediapipe", "mediapipe")),
         probe(
+            "face-alignment", False, "process --tracker face-alignment (optional)",
+            "pip install --no-deps face-alignment==1.5.0", check_import("face_alignment", "face-alignment"),
+        ),
+        probe(
             "silero-vad", False, "finding speech in process",
             "pip install silero-vad", check_import("silero_vad", "silero-vad"),
         ),

@@ -39,6 +39,10 @@ FOLDER_SHARES = {
 """The same for an AD-NeRF-family folder."""
 
 
+TrackerName = Literal["mediapipe", "face-alignment", "landmarker"]
+"""As process.trackers has them, which is not imported until it is needed."""
+
+
 @dataclass
 class Process:
     """Turn a video of people talking into a conversation: who speaks when, each face's pose, expression, blink and
@@ -71,6 +75,13 @@ class Process:
     """Sound in place of the videos' own: one file of everybody, or one for each video."""
     without_sound: bool = False
     """Take videos without sound; expressions then drive everybody."""
+    tracker: TrackerName = "mediapipe"
+    """What finds the faces' landmarks: mediapipe; landmarker, which adds ARKit blendshapes and needs
+    --landmarker-task; face-alignment, an optional package of 68 points, without gaze."""
+    landmarker_task: Optional[Path] = None
+    """MediaPipe's face_landmarker.task, for --tracker landmarker."""
+    face_alignment_weights: Optional[Path] = None
+    """A 2DFAN4 state dict for --tracker face-alignment; its own cache, filled by one download, if not given."""
     rttm: Optional[Path] = None
     """Who speaks when, as RTTM with the participants' ids as speakers; found automatically if not given."""
     audio_features: tuple[str, ...] = ("mel", "prosody")
@@ -104,6 +115,7 @@ class Process:
         from dialogue_nerfstudio.process.ad_nerf import process_inputs
         from dialogue_nerfstudio.process.ad_nerf_folder import is_ad_nerf_folder
         from dialogue_nerfstudio.process.pipeline import ProcessConfig
+        from dialogue_nerfstudio.process.trackers import TrackerConfig
 
         if not self.videos:
             raise DialogueError("Name a video to process, e.g. `ns-dialogue process chat.mp4 --output data/chat`.")
@@ -117,6 +129,7 @@ class Process:
             ipd=self.ipd,
             audio=self.audio,
             without_sound=self.without_sound,
+            tracker=TrackerConfig(self.tracker, self.landmarker_task, self.face_alignment_weights),
             rttm=self.rttm,
             audio_features=self.audio_features,
             audio_weights=self.audio_weights,

@@ -43,7 +43,7 @@ from dialogue_nerfstudio.process.boxes import body_boxes
 from dialogue_nerfstudio.process.decode import FPS
 from dialogue_nerfstudio.process.given_poses import head_from_given_poses
 from dialogue_nerfstudio.process.head_pose import HeadTrack, rotation_jitter
-from dialogue_nerfstudio.process.landmarks import LandmarkTrack, bridged, fill_gaps, require_face, track_landmarks
+from dialogue_nerfstudio.process.landmarks import LandmarkTrack, bridged, fill_gaps, require_face
 from dialogue_nerfstudio.process.pipeline import (
     WORK_FOLDER,
     ProcessConfig,
@@ -56,6 +56,7 @@ from dialogue_nerfstudio.process.pipeline import (
     process_video,
 )
 from dialogue_nerfstudio.process.stages import Progress, StageRunner, source_fingerprint
+from dialogue_nerfstudio.process.trackers import lacks_sentence, make_tracker
 
 LARGEST_ERROR = 0.04
 """Median distance, in picture widths, between where the given poses put the face and where it is seen. Beyond, they are
@@ -130,6 +131,9 @@ class _Conversion(Processing):
                 f"--face-model-path {config.face_model_path}: without mediapipe no expressions are measured in "
                 f"{folder.path}; install it, or leave the face model out."
             )
+        self.tracker = make_tracker(config.tracker)
+        if self.face == "tracked":
+            self.tracker.require()
 
     def choose_face(self) -> str:
         """Where expression and blink come from: `tracked`, `face-model` or `none`.
@@ -163,7 +167,7 @@ class _Conversion(Processing):
                 lambda progress: self.track_landmarks(i, progress),
                 [self.work(f"{i}_landmarks.npz")],
                 needs=["pictures"],
-                options={"max_lost_seconds": config.max_lost_seconds},
+                options={"max_lost_seconds": config.max_lost_seconds, **self.tracker.options()},
             )
             runner.run(
                 "head",
@@ -230,15 +234,12 @@ class _Conversion(Processing):
 
     def track_landmarks(self, participant: str, progress: Callable[[float], None]) -> None:
         with FrameReader(self.person(participant, "video.mp4")) as reader:
-            track = track_landmarks(reader.iterate(), self.num_frames, progress)
+            track = self.tracker.track(reader.iterate(), self.num_frames, progress)
         track.visible &= self.folder.listed
         # Frames that are not listed were not asked for; they are no loss.
         wanted = track.visible | ~self.folder.listed if track.visible.any() else track.visible
         require_face(wanted, FPS, self.config.max_lost_seconds, str(self.folder.pictures), participant)
-        track = bridged(track)
-        write_npz(
-            self.work(f"{participant}_landmarks.npz"), points=track.points, depth=track.depth, visible=track.visible
-        )
+        bridged(track).save(self.work(f"{participant}_landmarks.npz"))
 
     def poses(self) -> Tuple[np.ndarray, np.ndarray]:
         """The folder's poses, bridged where a frame is not listed."""
@@ -437,6 +438,7 @@ class _Conversion(Processing):
                 "command": "process",
                 "inputs": [folder.path.name],
                 "format": "AD-NeRF family",
+                **({"tracker": self.tracker.provenance()} if self.face == "tracked" else {}),
                 "options": {
                     "ipd": self.config.ipd,
                     "rttm": None if self.config.rttm is None else self.config.rttm.name,
@@ -494,6 +496,8 @@ class _Conversion(Processing):
                 "gaze: train with --pipeline.model.drive audio.",
             }[self.face],
         ]
+        if self.face == "tracked" and self.tracker.lacks:
+            found.append(lacks_sentence(self.tracker))
         if unlisted:
             found.append(f"{unlisted} frames are in neither transforms file and in no split.")
         if folder.background() is None:

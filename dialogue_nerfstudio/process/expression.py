@@ -91,6 +91,13 @@ def landmark_weights() -> Float[np.ndarray, " 478"]:
     return weights
 
 
+def weights_of_measured(measured: Bool[np.ndarray, " 478"]) -> Float[np.ndarray, " 478"]:
+    """`landmark_weights` of those that a tracker saw; as few as they are, they count for as much together: points far
+    apart err independently."""
+    weights = np.where(measured, landmark_weights(), 0.0)
+    return weights * (landmark_weights().sum() / weights.sum())
+
+
 def fit_geometry(
     shape: Float[np.ndarray, "478 3"], basis: ExpressionBasis, prior: float = 1.5
 ) -> Float[np.ndarray, " num_geometry"]:
@@ -146,11 +153,15 @@ def _coordinate_descent(hessian, gradient, solution, lower, upper, sweeps) -> np
 
 
 def fit_expression(
-    points: Float[np.ndarray, "num_frames 478 2"], head: HeadTrack, basis: ExpressionBasis, chunk: int = 200
+    points: Float[np.ndarray, "num_frames 478 2"],
+    head: HeadTrack,
+    basis: ExpressionBasis,
+    chunk: int = 200,
+    weights: Optional[Float[np.ndarray, " 478"]] = None,
 ) -> Float[np.ndarray, "num_frames num_expressions"]:
     """F_exp of every frame by itself: regularised least squares in the image, linear in the displacement, bounded to
-    what the basis allows."""
-    weights = landmark_weights()
+    what the basis allows; `weights` of the landmarks are `landmark_weights` if not given."""
+    weights = landmark_weights() if weights is None else weights
     fields = np.moveaxis(basis.expression, 0, -1)
     result = np.empty((len(points), len(basis.expression)))
     for start in range(0, len(points), chunk):
@@ -176,11 +187,13 @@ def fit_expression(
 
 
 def personal_residual(
-    left_over: Float[np.ndarray, "num_frames 478 2"], num_components: int
+    left_over: Float[np.ndarray, "num_frames 478 2"],
+    num_components: int,
+    weights: Optional[Float[np.ndarray, " 478"]] = None,
 ) -> tuple[Float[np.ndarray, "num_frames k"], Float[np.ndarray, "k 478 2"]]:
     """Weighted PCA of what the shared basis leaves: scores in standard deviations of the first component, and what one
     of them means in metres."""
-    weights = np.sqrt(landmark_weights())[:, None]
+    weights = np.sqrt(landmark_weights() if weights is None else weights)[:, None]
     flat = ((left_over - left_over.mean(axis=0)) * weights).reshape(len(left_over), -1)
     values, vectors = np.linalg.eigh(flat.T @ flat / len(flat))
     count = min(num_components, len(flat) - 1, int((values > 1e-12).sum()))
@@ -272,17 +285,20 @@ def measure_face(
     num_residuals: int = 8,
     visible: Optional[Bool[np.ndarray, " num_frames"]] = None,
 ) -> FaceMotion:
-    """Everything this stage measures, from landmarks without gaps and the head's poses."""
+    """Everything this stage measures, from landmarks without gaps and the head's poses.
+
+    Where the tracker sees no irises, gaze is zero: straight ahead.
+    """
     points = track.points.astype(np.float64)
+    weights = weights_of_measured(track.measured)
     seen = (track.visible if visible is None else visible).astype(np.float64)
-    expression = whittaker_smooth(fit_expression(points, head, basis), seen, EXPRESSION_SMOOTHING)
+    expression = whittaker_smooth(fit_expression(points, head, basis, weights=weights), seen, EXPRESSION_SMOOTHING)
     expression = np.clip(expression, basis.lower, basis.upper)
     frontal = frontal_positions(points, head)
     explained = head.shape[:, :2] + np.einsum("te,end->tnd", expression, basis.expression[..., :2])
     left_over = frontal - explained
-    residual, residual_basis = personal_residual(left_over, num_residuals)
+    residual, residual_basis = personal_residual(left_over, num_residuals, weights)
     unexplained = left_over - left_over.mean(axis=0) - np.einsum("tk,knd->tnd", residual, residual_basis)
-    weights = landmark_weights()
     fit_error = 1e3 * np.sqrt((weights[:, None] * unexplained**2).sum(axis=(1, 2)).mean() / weights.sum())
     blink = blink_from_ratio(eye_aspect_ratio(frontal), fps)
     return FaceMotion(
@@ -291,7 +307,7 @@ def measure_face(
         residual=whittaker_smooth(residual, seen, EXPRESSION_SMOOTHING),
         residual_basis=residual_basis,
         blink=blink,
-        gaze=gaze_from_irises(frontal, blink),
+        gaze=gaze_from_irises(frontal, blink) if track.has_irises else np.zeros((len(points), 2, 2)),
         mouth_opening=mouth_opening(frontal),
         fit_error=float(fit_error),
     )

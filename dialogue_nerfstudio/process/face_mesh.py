@@ -1,4 +1,5 @@
-"""The one place that knows MediaPipe: face detection, face mesh and selfie segmentation, loaded when first used.
+"""The one place that knows MediaPipe: face detection, face mesh, landmarker task and selfie segmentation, loaded when
+first used.
 
 Conventions. Pictures are uint8 RGB `[H, W, 3]`. Pixel coordinates are continuous, x to the right and y down, with the
 centre of the top left pixel at (0.5, 0.5). The mesh has 478 landmarks: 468 of the canonical face mesh and five for each
@@ -11,7 +12,8 @@ import sys
 import tempfile
 import threading
 from contextlib import contextmanager
-from typing import Any, Iterator, Optional, Tuple
+from pathlib import Path
+from typing import Any, Dict, Iterator, Optional, Tuple
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
@@ -144,11 +146,70 @@ class FaceMesher(_Solution):
     ) -> Optional[Tuple[Float32[np.ndarray, "478 2"], Float32[np.ndarray, " 478"]]]:
         """Landmarks in pixels and their own depth (pixels, larger is nearer to the camera); None without a face."""
         faces = self._process(image).multi_face_landmarks
-        if not faces:
+        return _in_pixels(faces[0].landmark, image) if faces else None
+
+
+class TaskLandmarker:
+    """The Face Landmarker task on the one face in a crop, tracked from call to call.
+
+    Raises:
+        DialogueError: the file is no such task.
+    """
+
+    def __init__(self, task: Path, fps: float = 25.0):
+        require_mediapipe()
+        with quiet_stderr():
+            self._mediapipe = importlib.import_module("mediapipe")
+            tasks = importlib.import_module("mediapipe.tasks.python")
+            options = tasks.vision.FaceLandmarkerOptions(
+                base_options=tasks.BaseOptions(model_asset_buffer=Path(task).read_bytes()),
+                running_mode=tasks.vision.RunningMode.VIDEO,
+                output_face_blendshapes=True,
+                num_faces=1,
+            )
+            try:
+                self._landmarker = tasks.vision.FaceLandmarker.create_from_options(options)
+            except (RuntimeError, ValueError) as error:
+                raise DialogueError(
+                    f"{task} is not a Face Landmarker task of MediaPipe ({str(error).splitlines()[0]}): give "
+                    "face_landmarker.task, whole."
+                ) from error
+            self._step, self._next = 1000.0 / fps, 0
+            self(np.zeros((64, 64, 3), np.uint8))
+
+    def __call__(
+        self, image: UInt8[np.ndarray, "height width 3"]
+    ) -> Optional[Tuple[Float32[np.ndarray, "478 2"], Float32[np.ndarray, " 478"], Dict[str, float]]]:
+        """As `FaceMesher`, and the blendshapes' coefficients 0 … 1 by their ARKit names; None without a face."""
+        picture = self._mediapipe.Image(image_format=self._mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(image))
+        found = self._landmarker.detect_for_video(picture, round(self._next * self._step))
+        self._next += 1
+        if not found.face_landmarks:
             return None
-        height, width = image.shape[:2]
-        points = np.array([(p.x, p.y, p.z) for p in faces[0].landmark], dtype=np.float32)
-        return points[:, :2] * np.array([width, height], np.float32), -points[:, 2] * width
+        scores = {
+            shape.category_name: float(shape.score)
+            for shape in found.face_blendshapes[0]
+            if shape.category_name != "_neutral"
+        }
+        return *_in_pixels(found.face_landmarks[0], image), scores
+
+    def close(self) -> None:
+        self._landmarker.close()
+
+    def __enter__(self) -> "TaskLandmarker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _in_pixels(
+    landmarks: Any, image: UInt8[np.ndarray, "height width 3"]
+) -> Tuple[Float32[np.ndarray, "478 2"], Float32[np.ndarray, " 478"]]:
+    """MediaPipe's landmarks, relative to the picture, as pixels and depth (larger is nearer)."""
+    height, width = image.shape[:2]
+    points = np.array([(p.x, p.y, p.z) for p in landmarks], dtype=np.float32)
+    return points[:, :2] * np.array([width, height], np.float32), -points[:, 2] * width
 
 
 class PersonSegmenter(_Solution):

@@ -58,6 +58,10 @@ HEAD_ORIGIN_FROM_EYES = np.array([0.0, -0.02, -0.07])
 """Head space's origin, seen from the point midway between the eyes, metres."""
 
 
+SPARSE_RIGID = (168, 197, 5, 4, 98, 97, 2, 326, 327, 33, 133, 362, 263)
+"""Ridge and base of the nose and the corners of the eyes: what sees 68 points sees these."""
+
+
 @lru_cache(maxsize=1)
 def rigid_landmarks() -> Int[np.ndarray, " num_rigid"]:
     """The landmarks that move with the skull: above the nostrils, away from lids and brows."""
@@ -65,6 +69,14 @@ def rigid_landmarks() -> Int[np.ndarray, " num_rigid"]:
     moving = list(RIGHT_EYE_UPPER + RIGHT_EYE_LOWER + LEFT_EYE_UPPER + LEFT_EYE_LOWER + RIGHT_BROW + LEFT_BROW)
     distance = np.linalg.norm(face[:, None, :2] - face[None, moving, :2], axis=2).min(axis=1)
     return np.flatnonzero((face[:, 1] > face[2, 1]) & (distance > 0.005))
+
+
+def measured_rigid_landmarks(measured: Bool[np.ndarray, " 478"]) -> Int[np.ndarray, " num_rigid"]:
+    """`rigid_landmarks` where a tracker sees them all, else those of its own points that move least against the skull:
+    the nose, and the corners of the eyes."""
+    if measured[rigid_landmarks()].all():
+        return rigid_landmarks()
+    return np.array([index for index in SPARSE_RIGID if measured[index]])
 
 
 def typical_depth(shape: Float[np.ndarray, "478 3"], rigid: Int[np.ndarray, " r"]) -> Float[np.ndarray, "478 3"]:
@@ -464,7 +476,7 @@ def track_head(
     """
     focal = 2.0 * width if focal is None else float(focal)
     center = (width / 2.0, height / 2.0)
-    rigid = rigid_landmarks()
+    rigid = measured_rigid_landmarks(track.measured)
     seen = np.flatnonzero(track.visible)
     some = seen[np.unique(np.linspace(0, len(seen) - 1, NUM_SHAPE_FRAMES).round().astype(int))]
     solids = own_depth_shapes(track, center)

@@ -4,13 +4,15 @@ Conventions. `T` frames; landmarks are pixels of the crop (x right, y down, cont
 0.5), `depth` is the mesh's own depth in pixels, larger nearer to the camera, with an offset of its own in every frame.
 """
 
-from dataclasses import dataclass
-from typing import Callable, Iterable, List, Tuple
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Callable, Dict, Iterable, List, Optional, Tuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
 from dialogue_nerfstudio.conversation.errors import DialogueError
+from dialogue_nerfstudio.conversation.files import read_npz, write_npz
 from dialogue_nerfstudio.process.face_mesh import NUM_LANDMARKS, FaceMesher
 
 
@@ -21,10 +23,44 @@ class LandmarkTrack:
     points: Float32[np.ndarray, "num_frames 478 2"]
     depth: Float32[np.ndarray, "num_frames 478"]
     visible: Bool[np.ndarray, " num_frames"]
+    measured: Bool[np.ndarray, " 478"] = field(default_factory=lambda: np.ones(NUM_LANDMARKS, bool))
+    """Landmarks that the tracker saw; the others follow from them by a model of faces."""
+    blendshapes: Optional[Float32[np.ndarray, "num_frames num_blendshapes"]] = None
+    """Coefficients 0 … 1 of the tracker's own blendshapes; None where it has none."""
+    blendshape_names: Tuple[str, ...] = ()
+    """Their ARKit names."""
 
     @property
     def num_frames(self) -> int:
         return len(self.visible)
+
+    @property
+    def has_irises(self) -> bool:
+        return bool(self.measured[468:].all())
+
+    def save(self, path: Path) -> None:
+        """Writes the track as .npz, atomically."""
+        write_npz(
+            path,
+            points=self.points,
+            depth=self.depth,
+            visible=self.visible,
+            measured=self.measured,
+            **self.blendshape_arrays(),
+        )
+
+    def blendshape_arrays(self) -> Dict[str, np.ndarray]:
+        """`blendshapes` and `blendshape_names` as files hold them; nothing where the tracker has none."""
+        if self.blendshapes is None:
+            return {}
+        return {"blendshapes": self.blendshapes, "blendshape_names": np.array(self.blendshape_names)}
+
+    @classmethod
+    def load(cls, path: Path) -> "LandmarkTrack":
+        """Raises DialogueError where there is no such file."""
+        arrays = read_npz(path)
+        names = tuple(str(name) for name in arrays.pop("blendshape_names", ()))
+        return cls(**arrays, blendshape_names=names)
 
 
 def track_landmarks(
@@ -89,4 +125,9 @@ def fill_gaps(
 
 def bridged(track: LandmarkTrack) -> LandmarkTrack:
     """The track with its gaps filled; `visible` still says which frames were seen."""
-    return LandmarkTrack(fill_gaps(track.points, track.visible), fill_gaps(track.depth, track.visible), track.visible)
+    return replace(
+        track,
+        points=fill_gaps(track.points, track.visible),
+        depth=fill_gaps(track.depth, track.visible),
+        blendshapes=None if track.blendshapes is None else fill_gaps(track.blendshapes, track.visible),
+    )

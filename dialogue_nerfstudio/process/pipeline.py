@@ -23,7 +23,7 @@ import re
 import shutil
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -58,11 +58,12 @@ from dialogue_nerfstudio.process.faces import crop_size, find_people, write_crop
 from dialogue_nerfstudio.process.given_labels import GivenLabels, label_media
 from dialogue_nerfstudio.process.head_pose import HeadTrack, track_head
 from dialogue_nerfstudio.process.labels import write_labels
-from dialogue_nerfstudio.process.landmarks import LandmarkTrack, bridged, require_face, track_landmarks
+from dialogue_nerfstudio.process.landmarks import LandmarkTrack, bridged, require_face
 from dialogue_nerfstudio.process.masks import are_given, check_masks, labeller, mask_files
 from dialogue_nerfstudio.process.quality import REPORT_NAME, measure_quality, unusable_sentences
 from dialogue_nerfstudio.process.shots import describe_shots, find_cuts, shots_between
 from dialogue_nerfstudio.process.stages import Progress, StageRunner, source_fingerprint
+from dialogue_nerfstudio.process.trackers import FaceTracker, TrackerConfig, lacks_sentence, make_tracker
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts")
 """What counts as a video when a folder of them is given."""
@@ -111,6 +112,8 @@ class ProcessConfig:
     masks: Tuple[str, ...] = ("selfie",)
     """Where label maps come from: selfie (built in), the path of MediaPipe's selfie_multiclass_256x256.tflite or of
     BiSeNet's face-parsing weights (.pth), or the user's own label videos or folders of PNGs, one a person."""
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    """What finds the faces' landmarks."""
     num_residuals: int = 8
     """Components of the personal expression residual."""
     face_model: Optional[str] = None
@@ -143,8 +146,10 @@ def process_video(
     paths = expand_inputs(inputs)
     _check_options(config, paths)
     check_output(output)
+    tracker = make_tracker(config.tracker)
     require_mediapipe()
-    return Processing(paths, output, config, progress).run()
+    tracker.require()
+    return Processing(paths, output, config, progress, tracker).run()
 
 
 def expand_inputs(inputs: Sequence[Path]) -> List[Path]:
@@ -258,8 +263,15 @@ def check_output(output: Path) -> None:
 class Processing:
     """One run: holds what the stages share."""
 
-    def __init__(self, paths: List[Path], output: Path, config: ProcessConfig, progress: Optional[Progress]):
-        self.paths, self.output, self.config = paths, output, config
+    def __init__(
+        self,
+        paths: List[Path],
+        output: Path,
+        config: ProcessConfig,
+        progress: Optional[Progress],
+        tracker: FaceTracker,
+    ):
+        self.paths, self.output, self.config, self.tracker = paths, output, config, tracker
         self.sources: List[SourceVideo] = [
             probe(path, needs_sound=not (config.audio or config.without_sound)) for path in paths
         ]
@@ -305,7 +317,7 @@ class Processing:
             self.for_each_person(self.track_landmarks),
             [self.work(f"{i}_landmarks.npz") for i in each],
             needs=["crops"],
-            options={"max_lost_seconds": config.max_lost_seconds},
+            options={"max_lost_seconds": config.max_lost_seconds, **self.tracker.options()},
         )
         runner.run(
             "head",
@@ -532,16 +544,13 @@ class Processing:
 
     def track_landmarks(self, participant: str, progress: Callable[[float], None]) -> None:
         with FrameReader(self.person(participant, "video.mp4")) as reader:
-            track = track_landmarks(reader.iterate(), self.num_frames, progress)
+            track = self.tracker.track(reader.iterate(), self.num_frames, progress)
         source = self.sources[self.people[self.ids.index(participant)]["source"]]
         require_face(track.visible, FPS, self.config.max_lost_seconds, str(source.path), participant)
-        track = bridged(track)
-        write_npz(
-            self.work(f"{participant}_landmarks.npz"), points=track.points, depth=track.depth, visible=track.visible
-        )
+        bridged(track).save(self.work(f"{participant}_landmarks.npz"))
 
     def landmarks(self, participant: str) -> LandmarkTrack:
-        return LandmarkTrack(**read_npz(self.work(f"{participant}_landmarks.npz")))
+        return LandmarkTrack.load(self.work(f"{participant}_landmarks.npz"))
 
     def track_head(self, participant: str, progress: Callable[[float], None]) -> None:
         track = self.landmarks(participant)
@@ -572,6 +581,8 @@ class Processing:
             reprojection_error=head.reprojection_error.astype(np.float32),
             confidence=confidence.astype(np.float32),
             visible=track.visible,
+            measured=track.measured,
+            **track.blendshape_arrays(),
         )
 
     def head(self, participant: str) -> Tuple[HeadTrack, Tuple[int, int]]:
@@ -601,7 +612,8 @@ class Processing:
             fps=FPS,
             expression_basis=basis.name,
             expression_names=basis.expression_names,
-            sources={name: "tracked" for name in ("head_pose", "expression", "blink", "gaze", "expression_residual")},
+            sources={name: "tracked" for name in ("head_pose", "expression", "blink", "expression_residual")}
+            | {"gaze": "tracked" if track.has_irises else "none: the tracker sees no irises"},
         )
         motion.validate(f"the tracked motion of participant {participant}")
         motion.save(self.work(f"{participant}_motion.npz"))
@@ -734,6 +746,7 @@ class Processing:
                 "version": dialogue_nerfstudio.__version__,
                 "command": "process",
                 "inputs": [path.name for path in self.paths],
+                "tracker": self.tracker.provenance(),
                 "expression_basis": self.basis.name,
                 "expression_basis_hash": self.basis.hash,
                 "options": {
@@ -792,6 +805,8 @@ class Processing:
         sound = []
         if self.config.without_sound:
             sound = ["There is no sound: train with --pipeline.model.drive expression."]
+        if self.tracker.lacks:
+            sound.append(lacks_sentence(self.tracker))
         if len(self.shots) == 1:
             return sound
         taken = 1 + [start for start, _ in self.shots].index(self.start)
@@ -832,6 +847,7 @@ class Processing:
             "num_frames": conversation.num_frames,
             "fps": conversation.fps,
             "inputs": [path.name for path in self.paths],
+            "tracker": self.tracker.provenance(),
             "participants": participants,
             "notes": self.notes(),
             "roles": self.roles_found(),
