@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal, Optional, Union
 
 import tyro
 
@@ -26,6 +26,9 @@ SHARES = {
 """How long the stages take, relative to each other, measured (two people, 1080p); only the estimate of the time left
 depends on it."""
 
+SOUND_SHARES = {"sound": 1.0, "features": 2.0, "voices": 4.0}
+"""The same for sound alone."""
+
 FOLDER_SHARES = {
     "pictures": 6.0,
     "landmarks": 30.0,
@@ -48,23 +51,31 @@ class Process:
     """Turn a video of people talking into a conversation: who speaks when, each face's pose, expression, blink and
     gaze, audio features, masks.
 
-    A folder prepared for AD-NeRF, RAD-NeRF, ER-NeRF, SyncTalk or TalkingGaussian (transforms_train.json, parsing …)
-    becomes a conversation of one; it is only read.
+    One recording is one video of everybody, or one synchronous video a person; sound files beside them take the place
+    of the videos' own sound, and an RTTM file says who speaks. Sound alone becomes a conversation of voices. A folder
+    is the files in it. A folder prepared for AD-NeRF, RAD-NeRF, ER-NeRF, SyncTalk or TalkingGaussian
+    (transforms_train.json, parsing …) becomes a conversation of one; it is only read.
+
+    With --each or --engine, a folder is many recordings: every file in it, and every folder in it, becomes a
+    conversation of its own. OUTPUT/manifest.jsonl says what became of each; the same command goes on where it was
+    stopped; exit code 2 if any could not be used.
 
     Finished stages are kept: the same command goes on where it stopped. Figures end up in process.json, pictures and
     what to do about problems in report.html. A recording that cannot be trained on is refused (exit code 2).
     """
 
     videos: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO [VIDEO ...]")]
-    """One video of everybody, one video a person (synchronous), or one AD-NeRF-family folder."""
+    """One video of everybody, one video a person (synchronous), sound, a folder of them, or an AD-NeRF-family folder;
+    with --each as many as you like."""
     output: Optional[Path] = None
     """Folder to write; data/NAME_OF_THE_VIDEO if not given."""
     num_people: Optional[int] = None
     """How many people to expect; found automatically if not given."""
     names: tuple[str, ...] = ()
     """Their ids, from left to right or in the order of the videos; p0, p1, … if not given."""
-    shot: Optional[int] = None
-    """Which shot of a video with cuts to take, counted from 1; the longest that shows the people if not given."""
+    shot: Union[int, Literal["all"], None] = None
+    """Which shot of a video with cuts to take, counted from 1, or all for a conversation of each (OUTPUT/shot-01, …);
+    the longest that shows the people if not given."""
     size: Optional[int] = None
     """Height and width of each person's picture, pixels; the recording's own up to 512 if not given."""
     focal: Optional[float] = None
@@ -106,20 +117,31 @@ class Process:
     person, or one of the whole recording (0 background, 1 torso, 2 neck, 3 head, or AD-NeRF's colours; lossless)."""
     allow_unusable: bool = False
     """Write the conversation even if the report calls it unusable for training."""
+    each: bool = False
+    """Make a conversation of every file and folder in the given folders, instead of one of all files."""
+    engine: Optional[Literal["local", "ray"]] = None
+    """Where many recordings are worked on: local for processes of this machine, ray for Ray here or on a cluster;
+    implies --each."""
+    workers: Optional[int] = None
+    """With --each, how many recordings at once; one for every two cores if not given."""
+    ray_address: Optional[str] = None
+    """With --engine ray, a running cluster: HOST:PORT, ray://HOST:PORT or auto; this machine if not given."""
+    retries: int = 1
+    """With --each, how often a recording whose process was killed or failed without a sentence is tried again."""
+    again: bool = False
+    """With --each, try those again that earlier runs refused."""
 
     def run(self) -> int:
         from rich.console import Console
 
         from dialogue_nerfstudio.cli.progress import StageProgress
-        from dialogue_nerfstudio.conversation.files import read_json
-        from dialogue_nerfstudio.process.ad_nerf import process_inputs
-        from dialogue_nerfstudio.process.ad_nerf_folder import is_ad_nerf_folder
         from dialogue_nerfstudio.process.pipeline import ProcessConfig
+        from dialogue_nerfstudio.process.recordings import one_recording, process_recording
         from dialogue_nerfstudio.process.trackers import TrackerConfig
 
         if not self.videos:
             raise DialogueError("Name a video to process, e.g. `ns-dialogue process chat.mp4 --output data/chat`.")
-        output = self.output or Path("data") / self.videos[0].stem
+        output = self.output or Path("data") / self.videos[0].resolve().stem
         config = ProcessConfig(
             num_people=self.num_people,
             names=self.names,
@@ -141,17 +163,65 @@ class Process:
             masks=self.masks,
             allow_unusable=self.allow_unusable,
         )
-        with StageProgress(FOLDER_SHARES if is_ad_nerf_folder(self.videos[0]) else SHARES) as progress:
-            process_inputs(list(self.videos), output, config, progress=progress)
-        _print_summary(Console(), read_json(output / "process.json"), output)
+        if self.each or self.engine is not None:
+            return self._run_each(output, config)
+        for option, value in (("workers", self.workers), ("ray-address", self.ray_address), ("again", self.again)):
+            if value:
+                raise DialogueError(f"--{option} is for many recordings: add --each, or leave it out.")
+        recording = one_recording(self.videos)
+        shares = SHARES if recording.videos else SOUND_SHARES if recording.sounds else FOLDER_SHARES
+        with StageProgress(shares) as progress:
+            made = process_recording(recording, output, config, progress)
+        for conversation in made:
+            _print_summary(Console(), output / conversation["folder"])
+        if config.shot == "all":
+            _print_shots(Console(), output)
         return 0
 
+    def _run_each(self, output: Path, config: Any) -> int:
+        from rich.console import Console
 
-def _print_summary(console: Any, summary: dict[str, Any], output: Path) -> None:
+        from dialogue_nerfstudio.cli.many import ManyProgress, print_outcome
+        from dialogue_nerfstudio.process.face_mesh import require_mediapipe
+        from dialogue_nerfstudio.process.manifest import MANIFEST
+        from dialogue_nerfstudio.process.many import ManyConfig, process_many
+        from dialogue_nerfstudio.process.recordings import find_recordings
+
+        recordings = find_recordings(self.videos)
+        if any(recording.videos for recording in recordings):
+            require_mediapipe()
+        many = ManyConfig(
+            engine=self.engine or "local",
+            workers=self.workers,
+            ray_address=self.ray_address,
+            retries=self.retries,
+            again=self.again,
+        )
+        with ManyProgress() as progress:
+            entries = process_many(recordings, output, config, many, progress)
+        return print_outcome(Console(), entries, output, output / MANIFEST)
+
+
+def _print_shots(console: Any, output: Path) -> None:
+    from dialogue_nerfstudio.conversation.files import read_json
+    from dialogue_nerfstudio.process.recordings import SHOTS_FILE
+
+    for shot in read_json(output / SHOTS_FILE):
+        what = f"became {output / shot['folder']}" if "folder" in shot else f"was left out. {shot['reason']}"
+        span = f"{shot['start_seconds']:.1f}-{shot['end_seconds']:.1f} s"
+        console.print(f"Shot {shot['shot']} ({span}) {what}", highlight=False, soft_wrap=True)
+
+
+def _print_summary(console: Any, output: Path) -> None:
     from rich.table import Table
 
     from dialogue_nerfstudio.cli.report import print_findings
+    from dialogue_nerfstudio.conversation.files import read_json
 
+    summary = read_json(output / "process.json")
+    if "voices" in summary:
+        _print_voices(console, summary, output)
+        return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("participant", "picture", "frames lost", "reprojection (px)", "blinks/s", "speaks"):
         table.add_column(title)
@@ -173,6 +243,18 @@ def _print_summary(console: Any, summary: dict[str, Any], output: Path) -> None:
     console.print(
         f"{summary['num_frames']} frames in {output}, {summary['seconds']['total']:.0f} s of work. Next:\n"
         f"  ns-train dialogue-nerf --data {output}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _print_voices(console: Any, summary: dict[str, Any], output: Path) -> None:
+    shares = ", ".join(f"{name} speaks {entry['speaking_share']:.0%}" for name, entry in summary["voices"].items())
+    console.print(f"{summary['num_frames'] / summary['fps']:.1f} s of sound in {output}: {shares}.", highlight=False)
+    for note in summary["notes"]:
+        console.print(note, highlight=False, soft_wrap=True)
+    console.print(
+        f"Next:\n  ns-dialogue render --load-config … --audio {output / 'audio.wav'} --rttm {output / 'roles.rttm'}",
         highlight=False,
         soft_wrap=True,
     )

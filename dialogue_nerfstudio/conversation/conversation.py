@@ -18,8 +18,8 @@ from dialogue_nerfstudio.conversation.motion import Motion
 from dialogue_nerfstudio.conversation.roles import SpeechSegment, read_rttm, segments_to_frames, write_rttm
 from dialogue_nerfstudio.conversation.video import FrameReader, LabelReader
 
-SCHEMA_VERSION = 1
-"""Version of the folder's format; a newer one than the program knows is refused."""
+SCHEMA_VERSION = 2
+"""Version of the folder's format; a newer one than the program knows is refused. 2: participants without pictures."""
 
 SAMPLE_RATE = 16000
 """Hertz of every audio file in a conversation."""
@@ -46,18 +46,27 @@ class Camera:
 
 @dataclass
 class Participant:
-    """One person of a conversation: how they were recorded, where their body is, and how it moves."""
+    """One person of a conversation: how they were recorded, where their body is, and how it moves.
+
+    A *voice* was recorded without pictures: camera, boxes and motion are None, all of them, and there is no folder
+    under participants/.
+    """
 
     id: str
     name: str
-    camera: Camera
-    head_box: Float[np.ndarray, "2 3"]
+    camera: Optional[Camera] = None
+    head_box: Optional[Float[np.ndarray, "2 3"]] = None
     """Minimum and maximum corner of the head's box, metres in head space."""
-    torso_box: Float[np.ndarray, "2 3"]
+    torso_box: Optional[Float[np.ndarray, "2 3"]] = None
     """Minimum and maximum corner of the box of neck and torso, metres in person space."""
-    motion: Motion
+    motion: Optional[Motion] = None
     source: Dict[str, Any] = field(default_factory=dict)
     """Where the pictures came from: file, crop in pixels of that file, …"""
+
+    @property
+    def is_voice(self) -> bool:
+        """Whether only the sound of this person was recorded."""
+        return self.camera is None and self.head_box is None and self.torso_box is None and self.motion is None
 
 
 @dataclass
@@ -75,6 +84,11 @@ class Conversation:
     """What made the folder: program, version, options, source."""
     root: Optional[Path] = None
     """The folder on disk."""
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether everybody was seen, and not only heard."""
+        return not any(participant.is_voice for participant in self.participants)
 
     @property
     def participant_ids(self) -> List[str]:
@@ -227,6 +241,10 @@ class Conversation:
         for participant in self.participants:
             if not re.fullmatch(r"[A-Za-z0-9_-]+", participant.id):
                 raise DialogueError(f"{where}: the id '{participant.id}' holds more than letters, digits, _ and -.")
+            if participant.is_voice:
+                continue
+            if participant.camera is None or participant.motion is None:
+                raise DialogueError(f"{where}: participant {participant.id} has a camera or a motion, but not both.")
             motion = participant.motion
             motion.validate(f"{where}: motion of participant {participant.id}")
             if motion.num_frames != self.num_frames:
@@ -234,7 +252,8 @@ class Conversation:
                     f"{where}: the motion of participant {participant.id} has {motion.num_frames} frames, "
                     f"the conversation {self.num_frames}; process the video again."
                 )
-            self.participants[0].motion.check_same_basis(motion, f"{where}, participant {participant.id}")
+            seen = next(other for other in self.participants if not other.is_voice)
+            seen.motion.check_same_basis(motion, f"{where}, participant {participant.id}")
             for name, box in (("head_box", participant.head_box), ("torso_box", participant.torso_box)):
                 if np.shape(box) != (2, 3) or not np.isfinite(box).all() or not (box[1] > box[0]).all():
                     raise DialogueError(f"{where}: {name} of participant {participant.id} is not a box.")
@@ -255,7 +274,8 @@ def save_conversation(conversation: Conversation, root: Path) -> None:
     conversation.validate()
     write_rttm(root / "roles.rttm", conversation.segments)
     for participant in conversation.participants:
-        participant.motion.save(conversation.participant_path(participant.id, "motion.npz"))
+        if participant.motion is not None:
+            participant.motion.save(conversation.participant_path(participant.id, "motion.npz"))
     write_json(
         root / "conversation.json",
         {
@@ -272,12 +292,16 @@ def save_conversation(conversation: Conversation, root: Path) -> None:
     )
 
 
-def load_conversation(root: Path) -> Conversation:
+def load_conversation(root: Path, needs_pictures: bool = True) -> Conversation:
     """Opens a conversation folder.
 
+    Args:
+        root: the folder.
+        needs_pictures: whether a conversation with participants of whom there is only the voice is refused.
+
     Raises:
-        DialogueError: it is missing, half-written, of a newer schema, or damaged; the message names the file,
-            participant and frame.
+        DialogueError: it is missing, half-written, of a newer schema, damaged, or of voices only; the message names
+            the file, participant and frame.
     """
     root = Path(root)
     manifest_path = root / "conversation.json"
@@ -299,7 +323,9 @@ def load_conversation(root: Path) -> Conversation:
         )
     try:
         participants = [
-            _participant_from_json(entry, Motion.load(root / "participants" / entry["id"] / "motion.npz"))
+            _voice_from_json(entry)
+            if entry["camera"] is None
+            else _participant_from_json(entry, Motion.load(root / "participants" / entry["id"] / "motion.npz"))
             for entry in manifest["participants"]
         ]
         conversation = Conversation(
@@ -315,10 +341,18 @@ def load_conversation(root: Path) -> Conversation:
     except (KeyError, TypeError, ValueError) as error:
         raise DialogueError(f"{manifest_path} is damaged ({type(error).__name__}: {error}).") from error
     conversation.validate()
+    if needs_pictures and not conversation.has_pictures:
+        voices = ", ".join(participant.id for participant in conversation.participants if participant.is_voice)
+        raise DialogueError(
+            f"{root} was made from sound alone: of {voices} there is a voice, but no picture and no motion. Avatars of "
+            f"other people can speak it: ns-dialogue render --audio {root / 'audio.wav'} --rttm {root / 'roles.rttm'}."
+        )
     return conversation
 
 
 def _participant_to_json(participant: Participant) -> Dict[str, Any]:
+    if participant.is_voice:
+        return {"id": participant.id, "name": participant.name, "camera": None, "source": participant.source}
     camera = participant.camera
     return {
         "id": participant.id,
@@ -335,6 +369,10 @@ def _participant_to_json(participant: Participant) -> Dict[str, Any]:
         "torso_box": np.asarray(participant.torso_box, dtype=float).tolist(),
         "source": participant.source,
     }
+
+
+def _voice_from_json(entry: Dict[str, Any]) -> Participant:
+    return Participant(id=entry["id"], name=entry["name"], source=entry["source"])
 
 
 def _participant_from_json(entry: Dict[str, Any], motion: Motion) -> Participant:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any, Dict, Iterator
 import numpy as np
 
 from dialogue_nerfstudio.conversation.errors import DialogueError
+
+_TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}\.[a-z0-9]+")
+"""Names that `atomic_path` gives, which are mkstemp's."""
 
 
 @contextmanager
@@ -38,6 +42,13 @@ def atomic_path(target: Path) -> Iterator[Path]:
             _fsync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Removes what `atomic_path` left in a folder whose program was killed; nothing may be writing there."""
+    for path in Path(folder).rglob(".*"):
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -35,7 +35,6 @@ from dialogue_nerfstudio.process.ad_nerf_folder import (
     AdNerfFolder,
     closure_from_action_units,
     face_model_coefficients,
-    is_ad_nerf_folder,
     read_ad_nerf_folder,
 )
 from dialogue_nerfstudio.process.background import background_plate, write_plate
@@ -53,7 +52,6 @@ from dialogue_nerfstudio.process.pipeline import (
     feature_files,
     feature_options,
     feature_stage_options,
-    process_video,
 )
 from dialogue_nerfstudio.process.stages import Progress, StageRunner, source_fingerprint
 from dialogue_nerfstudio.process.trackers import lacks_sentence, make_tracker
@@ -519,17 +517,3 @@ def _fingerprint(folder: AdNerfFolder) -> List[List[Any]]:
     for frame in np.flatnonzero(folder.listed).tolist():
         many.update(repr(source_fingerprint([folder.picture_path(frame), folder.parsing_path(frame)])).encode())
     return [*source_fingerprint(files), ["pictures", many.hexdigest()]]
-
-
-def process_inputs(
-    inputs: List[Path], output: Path, config: ProcessConfig, progress: Optional[Progress] = None
-) -> Conversation:
-    """`process_ad_nerf` where the one input is such a folder, else `process_video`."""
-    family = [path for path in inputs if is_ad_nerf_folder(path)]
-    if not family:
-        return process_video(inputs, output, config, progress=progress)
-    if len(inputs) > 1:
-        raise DialogueError(
-            f"{family[0]} is an AD-NeRF-family folder, a conversation of one: process it alone, not with other inputs."
-        )
-    return process_ad_nerf(family[0], output, config, progress=progress)

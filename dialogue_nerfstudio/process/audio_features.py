@@ -7,6 +7,7 @@ returns exactly `num_frames` rows: sound that ends early is followed by silence,
 
 import wave
 from pathlib import Path
+from typing import Sequence
 
 import av
 import librosa
@@ -132,6 +133,13 @@ def _video_start(container) -> float | None:
 def _shift(samples: Float[np.ndarray, " num_samples"], delay: int) -> Float[np.ndarray, " num_shifted"]:
     """Delay by `delay` samples of silence; a negative delay drops that many."""
     return np.concatenate([np.zeros(delay, np.float32), samples]) if delay >= 0 else samples[-delay:]
+
+
+def mix_tracks(tracks: Sequence[Float[np.ndarray, " num_samples"]], length: int) -> Float[np.ndarray, " num_samples"]:
+    """The sum of tracks of `length` samples, made quieter where it would clip; one alone is left as it is, none is
+    silence."""
+    mix = np.sum(tracks, axis=0, dtype=np.float32) if len(tracks) else np.zeros(length, np.float32)
+    return mix / max(1.0, float(np.abs(mix).max())) if len(tracks) > 1 else mix
 
 
 def save_wav(path: Path, samples: Float[np.ndarray, " num_samples"], rate: int = SAMPLE_RATE) -> None:

@@ -23,11 +23,11 @@ import re
 import shutil
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Literal, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -65,9 +65,6 @@ from dialogue_nerfstudio.process.shots import describe_shots, find_cuts, shots_b
 from dialogue_nerfstudio.process.stages import Progress, StageRunner, source_fingerprint
 from dialogue_nerfstudio.process.trackers import FaceTracker, TrackerConfig, lacks_sentence, make_tracker
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts")
-"""What counts as a video when a folder of them is given."""
-
 MAX_WORKERS = 4
 """Most participants worked on at once."""
 
@@ -86,8 +83,9 @@ class ProcessConfig:
     """How many people to expect in the picture (with several videos: one in each); None finds out."""
     names: Tuple[str, ...] = ()
     """Their ids, from left to right or in the order of the videos; p0, p1, … if empty."""
-    shot: Optional[int] = None
-    """Which shot of a video with cuts to take, counted from 1; None takes the longest that shows the people."""
+    shot: Union[int, Literal["all"], None] = None
+    """Which shot of a video with cuts to take, counted from 1; None takes the longest that shows the people, all makes
+    a conversation of each (see recordings)."""
     size: Optional[int] = None
     """Height and width of each person's picture, pixels; None keeps the recording's own up to 512."""
     focal: Optional[float] = None
@@ -133,7 +131,7 @@ def process_video(
     """Turns one video of everybody, or one synchronous video of each person, into a conversation folder.
 
     Args:
-        inputs: video files, or folders of them.
+        inputs: video files.
         output: the folder to make; where an earlier run was interrupted, it goes on.
         config: options.
         progress: called as progress(stage, done, total).
@@ -141,38 +139,12 @@ def process_video(
     Raises:
         DialogueError: naming what is wrong with which input, option or frame; finished stages stay.
     """
-    config = config or ProcessConfig()
-    output = Path(output)
-    paths = expand_inputs(inputs)
-    _check_options(config, paths)
-    check_output(output)
-    tracker = make_tracker(config.tracker)
-    require_mediapipe()
-    tracker.require()
-    return Processing(paths, output, config, progress, tracker).run()
+    return Processing.of(inputs, output, config, progress).run()
 
 
-def expand_inputs(inputs: Sequence[Path]) -> List[Path]:
-    """Files as they are, folders as the videos in them in order of their names.
-
-    Raises:
-        DialogueError: there is nothing, or a folder without videos.
-    """
-    paths: List[Path] = []
-    for path in map(Path, inputs):
-        if not path.is_dir():
-            paths.append(path)
-            continue
-        videos = sorted(p for p in path.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES)
-        if not videos:
-            raise DialogueError(f"The folder {path} holds no video ({', '.join(VIDEO_SUFFIXES)}): give a video file.")
-        paths += videos
+def check_options(config: ProcessConfig, paths: Sequence[Path]) -> None:
     if not paths:
         raise DialogueError("No video was given: name at least one.")
-    return paths
-
-
-def _check_options(config: ProcessConfig, paths: Sequence[Path]) -> None:
     if config.num_people is not None and config.num_people < 1:
         raise DialogueError(f"num_people must be at least 1, not {config.num_people}.")
     if len(paths) > 1 and config.num_people not in (None, len(paths)):
@@ -190,6 +162,8 @@ def _check_options(config: ProcessConfig, paths: Sequence[Path]) -> None:
     for path in config.audio:
         if not Path(path).is_file():
             raise DialogueError(f"There is no file {path}: give the path of an audio file.")
+    if config.shot == "all":
+        raise DialogueError("shot must be one shot's number here: all of them are several conversations.")
     if config.shot is not None and config.shot < 1:
         raise DialogueError(f"shot must be at least 1, not {config.shot}.")
     feature_options(config)
@@ -263,6 +237,28 @@ def check_output(output: Path) -> None:
 class Processing:
     """One run: holds what the stages share."""
 
+    @classmethod
+    def of(
+        cls,
+        inputs: Sequence[Path],
+        output: Path,
+        config: Optional[ProcessConfig] = None,
+        progress: Optional[Progress] = None,
+        shots: Optional[List[Tuple[int, int]]] = None,
+    ) -> "Processing":
+        """The run that these inputs and options ask for; `shots` where they are known already.
+
+        Raises:
+            DialogueError: naming what is wrong with which input or option.
+        """
+        config, output, paths = config or ProcessConfig(), Path(output), [Path(path) for path in inputs]
+        check_options(replace(config, shot=None) if config.shot == "all" else config, paths)
+        check_output(output)
+        tracker = make_tracker(config.tracker)
+        require_mediapipe()
+        tracker.require()
+        return cls(paths, output, config, progress, tracker, shots)
+
     def __init__(
         self,
         paths: List[Path],
@@ -270,8 +266,10 @@ class Processing:
         config: ProcessConfig,
         progress: Optional[Progress],
         tracker: FaceTracker,
+        shots: Optional[List[Tuple[int, int]]] = None,
     ):
         self.paths, self.output, self.config, self.tracker = paths, output, config, tracker
+        self._known_shots = shots
         self.sources: List[SourceVideo] = [
             probe(path, needs_sound=not (config.audio or config.without_sound)) for path in paths
         ]
@@ -287,8 +285,7 @@ class Processing:
     def run(self) -> Conversation:
         runner, config = self.runner, self.config
         self.prepare_basis()
-        runner.run("shots", self.find_shots, [self.work("shots_found.json")])
-        self.shots = [(start, stop) for start, stop in read_json(self.work("shots_found.json"))]
+        self.shots = self.read_shots()
         runner.run(
             "people",
             self.find_people,
@@ -386,7 +383,15 @@ class Processing:
 
     # Who is where.
 
+    def read_shots(self) -> List[Tuple[int, int]]:
+        """The shots, looked for unless that was done."""
+        self.runner.run("shots", self.find_shots, [self.work("shots_found.json")])
+        return [(start, stop) for start, stop in read_json(self.work("shots_found.json"))]
+
     def find_shots(self, progress: Callable[[float], None]) -> None:
+        if self._known_shots is not None:
+            write_json(self.work("shots_found.json"), self._known_shots)
+            return
         cuts = [
             find_cuts(source, lambda f, i=index: progress((i + f) / len(self.sources)))
             for index, source in enumerate(self.sources)
@@ -658,7 +663,7 @@ class Processing:
     # Sound.
 
     def write_audio(self, progress: Callable[[float], None]) -> None:
-        from dialogue_nerfstudio.process.audio_features import load_audio, save_wav
+        from dialogue_nerfstudio.process.audio_features import load_audio, mix_tracks, save_wav
         from dialogue_nerfstudio.process.features import write_features
 
         first, length = (round(frames / FPS * SAMPLE_RATE) for frames in (self.start, self.num_frames))
@@ -667,9 +672,7 @@ class Processing:
         for path in files:
             track = load_audio(Path(path))[first : first + length]
             tracks.append(np.pad(track, (0, length - len(track))))
-        mix = np.sum(tracks, axis=0, dtype=np.float32) if tracks else np.zeros(length, np.float32)
-        # A sum of two recordings may clip; one alone is left as it is.
-        mix = mix / max(1.0, float(np.abs(mix).max())) if len(tracks) > 1 else mix
+        mix = mix_tracks(tracks, length)
         save_wav(self.output / "audio.wav", mix)
         # An earlier run may have had other ones.
         shutil.rmtree(self.output / "audio", ignore_errors=True)
@@ -814,7 +817,7 @@ class Processing:
         return [
             *sound,
             f"The video has {len(self.shots)} shots ({describe_shots(self.shots, FPS)}); shot {taken} was taken, "
-            f"{why}. --shot N with another --output makes a conversation of another one.",
+            f"{why}. --shot N with another --output makes a conversation of another one, --shot all one of each.",
         ]
 
     def roles_found(self) -> Dict[str, Any]:

@@ -17,7 +17,7 @@ from dialogue_nerfstudio.conversation import EXPRESSION_BASIS, DialogueError, lo
 from dialogue_nerfstudio.conversation.simulate import SimulationConfig
 from dialogue_nerfstudio.conversation.video import HEAD, TORSO
 from dialogue_nerfstudio.process import ad_nerf
-from dialogue_nerfstudio.process.ad_nerf import process_ad_nerf, process_inputs
+from dialogue_nerfstudio.process.ad_nerf import process_ad_nerf
 from dialogue_nerfstudio.process.ad_nerf_folder import (
     closure_from_action_units,
     conversation_folder,
@@ -25,6 +25,7 @@ from dialogue_nerfstudio.process.ad_nerf_folder import (
     read_ad_nerf_folder,
 )
 from dialogue_nerfstudio.process.pipeline import ProcessConfig
+from dialogue_nerfstudio.process.recordings import one_recording
 
 
 @pytest.fixture
@@ -152,7 +153,7 @@ def test_options_about_what_the_folder_knows_are_refused(tiny_folder, tmp_path):
         with pytest.raises(DialogueError, match=f"--{option.replace('_', '-')} {value}"):
             process_ad_nerf(tiny_folder, tmp_path / "out", ProcessConfig(**{option: value}))
     with pytest.raises(DialogueError, match="process it alone"):
-        process_inputs([tiny_folder, tmp_path / "chat.mp4"], tmp_path / "out", ProcessConfig())
+        one_recording([tiny_folder, tmp_path / "chat.mp4"])
     with pytest.raises(DialogueError, match="only read"):
         process_ad_nerf(tiny_folder, tiny_folder / "out")
     assert not (tmp_path / "out").exists() and not (tiny_folder / "out").exists()

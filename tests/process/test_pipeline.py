@@ -22,6 +22,7 @@ from dialogue_nerfstudio.conversation.video import HEAD, LabelWriter
 from dialogue_nerfstudio.process import boxes, diarization, face_mesh, faces, labels, landmarks, pipeline
 from dialogue_nerfstudio.process.audio_features import load_audio, save_wav
 from dialogue_nerfstudio.process.pipeline import ProcessConfig, process_video
+from dialogue_nerfstudio.process.recordings import find_recordings, process_inputs
 
 FRAMES, SIZE = 50, 128
 
@@ -316,7 +317,8 @@ def test_one_video_a_person(ideal_networks, people, tmp_path):
     for number, person in enumerate(people):
         pictures = [_picture(person, index, number) for index in range(FRAMES - 10 * number)]
         write_video(videos / f"{number}.mp4", pictures, audio=tone(2.4))
-    made = process_video([videos], tmp_path / "chat")
+    process_inputs([videos], tmp_path / "chat")
+    made = load_conversation(tmp_path / "chat")
     assert made.num_frames == FRAMES - 10 and len(made.participants) == 2
     assert (tmp_path / "chat" / "audio" / "p1.wav").is_file()
 
@@ -399,6 +401,77 @@ def test_the_longest_shot_with_the_people_is_taken(ideal_networks, people, tmp_p
             process_video([path], tmp_path / f"chat{shot}", ProcessConfig(shot=shot))
 
 
+def test_all_shots_become_conversations(ideal_networks, people, tmp_path, monkeypatch):
+    both = [np.concatenate([_picture(p, i, n) for n, p in enumerate(people)], axis=1) for i in range(FRAMES)]
+    empty = [np.full((SIZE, 2 * SIZE, 3), 230, np.uint8)] * 30
+    other = [np.full((SIZE, 2 * SIZE, 3), (250, 120, 20), np.uint8)] * 12
+    frames = [*both, *empty, *both, *other]
+    path = write_video(tmp_path / "cut.mp4", frames, audio=tone(len(frames) / 25))
+    looked = []
+    find_cuts = pipeline.find_cuts
+    monkeypatch.setattr(pipeline, "find_cuts", lambda *args: looked.append(args) or find_cuts(*args))
+    made = process_inputs([path], tmp_path / "out", ProcessConfig(shot="all"))
+    assert [each["folder"] for each in made] == ["shot-01", "shot-03"] and len(looked) == 1
+    for each, start in zip(made, (0, FRAMES + 30), strict=True):
+        conversation = load_conversation(tmp_path / "out" / each["folder"])
+        assert conversation.num_frames == each["num_frames"] == FRAMES and len(conversation.participants) == 2
+        assert conversation.participants[0].source["start_seconds"] == pytest.approx(start / 25)
+    outcomes = json.loads((tmp_path / "out" / "shots.json").read_text())
+    assert "no face" in outcomes[1]["reason"] and "shorter than 25" in outcomes[3]["reason"]
+    calls = _Fake.calls
+    process_inputs([path], tmp_path / "out", ProcessConfig(shot="all"))
+    assert _Fake.calls == calls and len(looked) == 1, "finished shots are kept"
+    with pytest.raises(DialogueError, match="None of the 1 shots"):
+        write_video(tmp_path / "empty.mp4", empty, audio=tone(2))
+        process_inputs([tmp_path / "empty.mp4"], tmp_path / "no", ProcessConfig(shot="all"))
+
+
+def test_sound_beside_videos_is_theirs(ideal_networks, people, tmp_path):
+    folder = tmp_path / "talk"
+    folder.mkdir()
+    for number, (name, person) in enumerate(zip("ba", people, strict=True)):
+        write_video(folder / f"{'ab'[number]}.mp4", [_picture(person, index, number) for index in range(FRAMES)])
+        save_wav(folder / f"{name}.wav", (0.2 + 0.3 * number) / 0.3 * tone(2.0))
+    write_rttm(folder / "who.rttm", [SpeechSegment(0.0, 1.0, "p1")])
+    process_inputs([folder], tmp_path / "chat")
+    made = load_conversation(tmp_path / "chat")
+    loudness = [np.abs(load_audio(tmp_path / "chat" / "audio" / f"{name}.wav")).max() for name in ("p0", "p1")]
+    assert loudness == pytest.approx([0.5, 0.2], abs=0.01), "each the sound of its name"
+    np.testing.assert_array_equal(made.speaking, np.stack([np.zeros(FRAMES), np.arange(FRAMES) < 25], axis=1))
+    with pytest.raises(DialogueError, match=r"--audio and a\.wav"):
+        process_inputs([folder], tmp_path / "no", ProcessConfig(audio=(folder / "a.wav",)))
+
+
+def test_each_file_and_each_folder_is_a_recording(tmp_path):
+    names = ("one.mp4", "one.wav", "one.rttm", "two.MOV", "voice.mp3", "notes.txt", ".hidden.mp4")
+    names += ("pair/a.mp4", "pair/b.mp4", "pair/both.wav", "texts/a.txt", "done/audio.wav", "done/conversation.json")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = {
+        recording.source.name: [file.name for file in recording.files] for recording in find_recordings([tmp_path])
+    }
+    assert found == {
+        "one.mp4": ["one.mp4", "one.wav", "one.rttm"],
+        "two.MOV": ["two.MOV"],
+        "voice.mp3": ["voice.mp3"],
+        "pair": ["a.mp4", "b.mp4", "both.wav"],
+    }
+    for message, inputs in (("no video and no sound", tmp_path / "texts"), ("no file", tmp_path / "none.mp4")):
+        with pytest.raises(DialogueError, match=message):
+            find_recordings([inputs])
+
+
+def test_a_folder_of_many_videos_is_not_one_conversation(tmp_path):
+    for index in range(17):
+        (tmp_path / f"{index}.mp4").touch()
+    with pytest.raises(DialogueError, match=r"17 videos.*add --each"):
+        process_inputs([tmp_path], tmp_path / "chat")
+    with pytest.raises(DialogueError, match="already is a conversation"):
+        (tmp_path / "conversation.json").touch()
+        process_inputs([tmp_path], tmp_path / "chat")
+
+
 def test_a_face_lost_for_seconds(ideal_networks, video, tmp_path):
     ideal_networks.lost = range(12, 45)
     with pytest.raises(DialogueError, match=r"chat\.mp4.*participant p1 is lost from frame 12 to 44"):
@@ -458,7 +531,7 @@ def test_bad_options(ideal_networks, video, tmp_path, config, message):
 def test_bad_inputs(ideal_networks, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DialogueError, match="no video"):
-        process_video([tmp_path / "empty"], tmp_path / "chat")
+        process_inputs([tmp_path / "empty"], tmp_path / "chat")
     with pytest.raises(DialogueError, match="No video"):
         process_video([], tmp_path / "chat")
     with pytest.raises(DialogueError, match="no file"):
