@@ -132,6 +132,11 @@ def check_import(module: str, distribution: str) -> Callable[[], str]:
     return action
 
 
+def check_installed(distribution: str) -> Callable[[], str]:
+    """An action that does not import it, for what takes seconds to import."""
+    return lambda: importlib.metadata.version(distribution)
+
+
 def check_speaker_encoder() -> str:
     """The weights inside Resemblyzer's wheel; its own import needs webrtcvad, which this project does without."""
     distribution = importlib.metadata.distribution("Resemblyzer")
@@ -206,6 +211,10 @@ def collect_checks() -> list[Check]:
         probe(
             "transformers", False, "the audio features hubert and wav2vec2",
             "pip install 'dialogue-nerfstudio[speech]'", check_import("transformers", "transformers"),
+        ),
+        probe(
+            "Ray", False, "ns-dialogue process --engine ray",
+            f"pip install '{PACKAGE}[ray]'", check_installed("ray"),
         ),
         probe("ffprobe", False, "nothing here; handy for looking at videos", "apt install ffmpeg", find_ffprobe),
     ]  # fmt: skip

@@ -250,7 +250,8 @@ def _print_summary(console: Any, output: Path) -> None:
 
 def _print_voices(console: Any, summary: dict[str, Any], output: Path) -> None:
     shares = ", ".join(f"{name} speaks {entry['speaking_share']:.0%}" for name, entry in summary["voices"].items())
-    console.print(f"{summary['num_frames'] / summary['fps']:.1f} s of sound in {output}: {shares}.", highlight=False)
+    seconds = summary["num_frames"] / summary["fps"]
+    console.print(f"{seconds:.1f} s of sound in {output}: {shares}.", highlight=False, soft_wrap=True)
     for note in summary["notes"]:
         console.print(note, highlight=False, soft_wrap=True)
     console.print(
