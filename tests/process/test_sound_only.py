@@ -68,7 +68,8 @@ def test_one_file_a_voice(tmp_path):
 
 
 def test_an_rttm_names_the_voices(talk, tmp_path):
-    write_rttm(tmp_path / "who.rttm", [SpeechSegment(0, 1, "ann"), SpeechSegment(1, 2, "bob"), SpeechSegment(2, 3, "c")])
+    spoken = [SpeechSegment(0, 1, "ann"), SpeechSegment(1, 2, "bob"), SpeechSegment(2, 3, "c")]
+    write_rttm(tmp_path / "who.rttm", spoken)
     process_inputs([talk, tmp_path / "who.rttm"], tmp_path / "out")
     made = load_conversation(tmp_path / "out", needs_pictures=False)
     assert made.participant_ids == ["ann", "bob", "c"] and made.speaking.sum(axis=0).tolist() == [25, 25, 25]
