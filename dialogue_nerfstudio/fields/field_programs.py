@@ -63,7 +63,7 @@ TORSO_OPTIONS = {
     ),
     *("hidden_layers", "latent_size", "initial_density"),
 }
-DEFORMATION_CHILDREN = {"affine_layer", "position_layer", "condition_layer", "hidden", "output_layer"}
+DEFORMATION_CHILDREN = {"affine", "position_layer", "condition_layer", "hidden", "output_layer"}
 DEFORMATION_OPTIONS = {"position_frequencies", "hidden_width", "hidden_layers"}
 GRID_OPTIONS = {
     *("num_dims", "num_levels", "features_per_level", "log2_hashmap_size", "base_resolution", "max_resolution"),
@@ -212,11 +212,11 @@ def torso_program(field: TorsoField, participant: int, et: Float[Tensor, "1 pose
         deformation = field.deformation
         signed = _box_coordinates(build, field.grid, participant, low=-1.0)
         encoded = build.frequency(signed, deformation.config.position_frequencies)
-        bias = deformation.condition_layer(condition)[0]
+        bias = deformation.condition_layer(torch.cat([condition[0], shape_code]))
         hidden = build.dense(encoded, matrix(deformation.position_layer), bias, relu=True)
         hidden = _layers(build, hidden, deformation.hidden)
         # x′ in [0, 1] is position + ½ shift, and the shift's affine part joins the network's.
-        affine = deformation.affine_layer(et).view(4, 3)
+        affine = (et @ deformation.affine[participant]).view(4, 3)
         last = deformation.output_layer
         moved = build.dense(hidden, 0.5 * matrix(last), 0.5 * (last.bias + affine[3]))
         build.dense_add(signed, 0.5 * affine[:3], moved)

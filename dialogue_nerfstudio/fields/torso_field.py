@@ -73,7 +73,9 @@ class TorsoField(nn.Module):
         poses = 2 if config.pose_history > 0 else 1
         condition_size = frequency_encoding_size(6 * poses, config.pose_frequencies)
         if config.deform:
-            self.deformation = Deformation(config.deformation, 6 * poses, condition_size)
+            self.deformation = Deformation(
+                config.deformation, 6 * poses, condition_size + config.latent_size, len(boxes)
+            )
         self.input_layer = nn.Linear(self.grid.out_dim, width, bias=False)
         appearance_size = condition_size if config.pose_appearance else 0
         self.condition_layer = nn.Linear(appearance_size + config.latent_size, width)
@@ -101,16 +103,15 @@ class TorsoField(nn.Module):
         """
         condition = frequency_encoding(et, self.config.pose_frequencies)
         unit = self.grid.normalise(positions, participant)
-        shift = torch.zeros_like(unit)
-        if self.config.deform:
-            shift = self.deformation(2.0 * unit - 1.0, et, condition, counts)
-        features = self.grid(unit + 0.5 * shift, participant)
         shape_code, _ = self.codes.of(participant)
         num_frames = et.shape[0]
-        constant = shape_code.expand(num_frames, -1)
-        if self.config.pose_appearance:
-            constant = torch.cat([condition, constant], dim=-1)
-        constant = self.condition_layer(constant)
+        shape = shape_code.expand(num_frames, -1)
+        both = torch.cat([condition, shape], dim=-1)
+        shift = torch.zeros_like(unit)
+        if self.config.deform:
+            shift = self.deformation(2.0 * unit - 1.0, et, both, counts, participant)
+        features = self.grid(unit + 0.5 * shift, participant)
+        constant = self.condition_layer(both if self.config.pose_appearance else shape)
         matrices = torch.cat([self.input_layer.weight.t().expand(num_frames, -1, -1), constant.unsqueeze(1)], dim=1)
         inputs = torch.cat([features, features.new_ones(features.shape[0], 1)], dim=-1)
         hidden = self.hidden(frame_matmul(inputs, matrices, counts))

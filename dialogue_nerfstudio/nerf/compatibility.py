@@ -6,8 +6,9 @@ from typing import Any, Dict, Optional, Sequence
 from dialogue_nerfstudio.conversation import DialogueError
 from dialogue_nerfstudio.encodings.hash_grid import KERNELS, HashGridConfig
 
-CHECKPOINT_FORMAT = 1
-"""Of what is stored beside the parameters; a newer one than the program knows is refused."""
+CHECKPOINT_FORMAT = 2
+"""Of what is stored, parameters included; any other than the program's own is refused. 2: every body follows its head
+in its own way."""
 
 GRID_LAYOUT = "tiny-cuda-nn"
 """How hash tables are laid out; kernels of the same layout read each other's checkpoints."""
@@ -41,6 +42,11 @@ def check_compatible(state: Optional[Dict[str, Any]], own: Dict[str, Any]) -> No
     """
     if not isinstance(state, dict) or "format" not in state:
         raise DialogueError("the checkpoint was not written by dialogue-nerf; give one of this method.")
+    if state["format"] < CHECKPOINT_FORMAT:
+        raise DialogueError(
+            f"the checkpoint was written by an earlier dialogue-nerfstudio (format {state['format']}; this one reads "
+            f"{CHECKPOINT_FORMAT}), whose avatars were built otherwise; train again."
+        )
     if state.get("renderer", "grid") != "grid":
         raise DialogueError(
             "the checkpoint was written by dialogue-nerf-paper; load the config.yml that was saved with it."

@@ -15,7 +15,7 @@ negative inside. Volumes are [z, y, x], their samples at cell centres of the par
 """
 
 from dataclasses import dataclass
-from typing import Iterable, List, Tuple
+from typing import Iterable, List, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -35,13 +35,32 @@ HEAD_MIDDLE = -0.007
 """Depth, in head space, of the head's widest frontal section: between ear and cheek."""
 HEAD_THICKNESS = 0.4
 """Bounds half the depth of heads (m), hardly: they are deeper than wide."""
-TORSO_MIDDLE = -0.045
-"""Depth, in person space, of the plane through neck and shoulders: the neck stands behind the middle of the head."""
-TORSO_THICKNESS = 0.10
-"""Half the depth to which torsos are inflated at most (m): chests are deeper than necks, but not by as much as they are
-wider."""
+TORSO_MIDDLE = -0.08
+"""Depth, in person space, of the plane through the middle of the torso, at the height of the head's middle."""
+TORSO_LEAN = 0.22
+"""By how much that plane comes forward a metre further down: chests stand out before shoulders."""
+TORSO_FLATNESS = 0.5
+"""Depth of torsos against solids that are as deep as wide."""
+TORSO_THICKNESS = 0.2
+"""Bounds half the depth of torsos (m), so that a wide crop makes no barrel."""
+NECK_MIDDLE = -0.03
+"""Depth, in person space, of the neck's axis: it stands behind the middle of the head."""
+NECK_ROUNDNESS = 0.85
+"""Depth of necks against solids that are as deep as wide."""
 NECK_HALF_WIDTH = 0.055
 """Of a neck that the labels show nowhere (m)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Solid:
+    """What reaches `depths` before and behind a plane, which may lean."""
+
+    depths: Float[np.ndarray, "h w"]
+    """Half the thickness (m) at each pixel of the recording camera; 0 where the solid is not."""
+    middle: float
+    """The plane's z at y = 0 (m)."""
+    lean: float = 0.0
+    """z that the plane gains a metre further down."""
 
 
 @dataclass
@@ -84,17 +103,19 @@ class GeometryPriorConfig:
 
 
 def inflate(
-    mask: Bool[np.ndarray, "height width"], pixel: float, thickness: float
+    mask: Bool[np.ndarray, "height width"], pixel: float, thickness: float, roundness: float = 1.0
 ) -> Float[np.ndarray, "height width"]:
     """Half the depth, in metres, of the rounded solid with a silhouette.
 
-    u solves Δu = −4 with u = 0 outside; √u is the exact half-sphere over a disc. H (1 − exp(−√u / H)) bounds it, for a
-    wide torso is hardly deeper than a narrow one. A silhouette cut by the picture's edge goes on beyond it (∂u/∂n = 0).
+    u solves Δu = −4 with u = 0 outside; √u is the exact half-sphere over a disc, and r √u a half-ellipsoid.
+    H (1 − exp(−r √u / H)) bounds it, for a wide torso is hardly deeper than a narrow one. A silhouette cut by the
+    picture's edge goes on beyond it (∂u/∂n = 0).
 
     Args:
         mask: the silhouette.
         pixel: metres a pixel, where the solid is.
         thickness: H, metres.
+        roundness: r.
     """
     if not mask.any():
         return np.zeros(mask.shape)
@@ -117,14 +138,14 @@ def inflate(
     # A whisker on the diagonal keeps a mask that fills the picture solvable.
     matrix.setdiag(diagonal + 1e-6)
     height = np.zeros(mask.shape)
-    height[mask] = np.sqrt(np.maximum(spsolve(matrix, np.full(len(diagonal), 4.0 * pixel**2)), 0.0))
+    height[mask] = roundness * np.sqrt(np.maximum(spsolve(matrix, np.full(len(diagonal), 4.0 * pixel**2)), 0.0))
     return thickness * (1.0 - np.exp(-height / thickness))
 
 
 def mean_silhouettes(
     camera: Camera, frames: Iterable[Tuple[Float[np.ndarray, "3 4"], UInt8[np.ndarray, "h w"]]]
-) -> Tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
-    """How often each pixel shows (the head, the neck or torso, the head where it stood).
+) -> Tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"], Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+    """How often each pixel shows (the head, the neck or torso, the neck, the head where it stood).
 
     The first is of pictures shifted and scaled so that the head's position stands where the person space's origin is
     seen; the head's turns, a few degrees, average out.
@@ -133,7 +154,7 @@ def mean_silhouettes(
         camera: the recording camera.
         frames: (head to person space, label map), at any one size of the picture.
     """
-    count, head, body, standing = 0, 0.0, 0.0, 0.0
+    count, head, body, neck, standing = 0, 0.0, 0.0, 0.0, 0.0
     for transform, labels in frames:
         scale = labels.shape[1] / camera.width
         here, near = _project(camera, transform[None, :, 3], scale)
@@ -146,8 +167,9 @@ def mean_silhouettes(
         head = head + cv2.warpAffine(is_head, shift, labels.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
         standing = standing + is_head
         body = body + np.isin(labels, (TORSO, NECK))
+        neck = neck + (labels == NECK)
         count += 1
-    return head / count, body / count, standing / count
+    return head / count, body / count, neck / count, standing / count
 
 
 def with_hidden_neck(
@@ -183,22 +205,25 @@ def distance_volume(
     box: Float[np.ndarray, "2 3"],
     resolution: int,
     camera: Camera,
-    depths: Float[np.ndarray, "h w"],
-    middle: float,
+    parts: Sequence[Solid],
 ) -> Float[np.ndarray, "z y x"]:
-    """Signed distances, in metres, to the solid that reaches `depths` before and behind the plane z = `middle`.
+    """Signed distances, in metres, to the union of some solids.
 
-    A point belongs to the pixel it is seen at, so that the solid's silhouette from the recording camera is the one it
-    was inflated from. Below the picture the solid goes on as in its last row: bodies do.
+    A point belongs to the pixel it is seen at, so that a solid's silhouette from the recording camera is the one it was
+    inflated from. Below the picture solids go on as in their last row: bodies do.
     """
     centres = cell_centres(box, resolution)
-    pixels, _ = _project(camera, centres, depths.shape[1] / camera.width)
+    height, width = parts[0].depths.shape
+    pixels, _ = _project(camera, centres, width / camera.width)
     column, row = np.floor(pixels[:, 0]).astype(int), np.floor(pixels[:, 1]).astype(int)
-    row = np.minimum(row, depths.shape[0] - 1)
-    inside = (column >= 0) & (row >= 0) & (column < depths.shape[1])
-    depth = np.zeros(len(centres))
-    depth[inside] = depths[row[inside], column[inside]]
-    solid = (np.abs(centres[:, 2] - middle) < depth).reshape(3 * [resolution])
+    row = np.minimum(row, height - 1)
+    inside = (column >= 0) & (row >= 0) & (column < width)
+    solid = np.zeros(len(centres), dtype=bool)
+    for part in parts:
+        depth = np.zeros(len(centres))
+        depth[inside] = part.depths[row[inside], column[inside]]
+        solid |= np.abs(centres[:, 2] - (part.middle - part.lean * centres[:, 1])) < depth
+    solid = solid.reshape(3 * [resolution])
     cell = ((box[1] - box[0]) / resolution)[::-1]
     if not solid.any():
         return np.full(solid.shape, float(np.linalg.norm(box[1] - box[0])))
@@ -230,17 +255,18 @@ def person_proxy(
     Args:
         frames: (head to person space, label map) of training frames, at the training resolution.
     """
-    head_share, body_share, standing_share = mean_silhouettes(camera, frames)
-    head, body, standing = head_share > 0.5, body_share > 0.5, standing_share > 0.5
+    head, visible, neck, standing = (share > 0.5 for share in mean_silhouettes(camera, frames))
     scale = head.shape[1] / camera.width
-    (origin, base), distance = _project(camera, np.array([[0.0, 0.0, 0.0], [0.0, 0.0, TORSO_MIDDLE]]), scale)
+    (origin, base), distance = _project(camera, np.array([[0.0, 0.0, 0.0], [0.0, 0.0, NECK_MIDDLE]]), scale)
     pixel = distance / (camera.focal * scale)
-    body = with_hidden_neck(body, standing, base[0], NECK_HALF_WIDTH / pixel[1], max(int(origin[1]), 0))
-    head_depth = inflate(head, pixel[0], HEAD_THICKNESS)
-    torso_depth = inflate(body, pixel[1], TORSO_THICKNESS)
+    body = with_hidden_neck(visible, standing, base[0], NECK_HALF_WIDTH / pixel[1], max(int(origin[1]), 0))
+    neck = neck | (body & ~visible)
+    head_solid = Solid(inflate(head, pixel[0], HEAD_THICKNESS), HEAD_MIDDLE)
+    torso_solid = Solid(inflate(body, pixel[1], TORSO_THICKNESS, TORSO_FLATNESS), TORSO_MIDDLE, TORSO_LEAN)
+    neck_solid = Solid(inflate(neck, pixel[1], TORSO_THICKNESS, NECK_ROUNDNESS), NECK_MIDDLE)
     return (
-        distance_volume(head_box, config.resolution, camera, head_depth, HEAD_MIDDLE),
-        distance_volume(torso_box, config.resolution, camera, torso_depth, TORSO_MIDDLE),
+        distance_volume(head_box, config.resolution, camera, [head_solid]),
+        distance_volume(torso_box, config.resolution, camera, [torso_solid, neck_solid]),
     )
 
 

@@ -94,24 +94,26 @@ def test_participants_differ_by_codes_where_the_grid_is_shared():
 
 
 def test_deformation_starts_as_the_identity_and_can_learn():
-    deformation = Deformation(DeformationConfig(), pose_size=6, condition_size=6)
+    deformation = Deformation(DeformationConfig(), pose_size=6, condition_size=6, num_participants=2)
     points, condition = torch.rand(16, 3) * 2 - 1, torch.randn(2, 6)
-    assert deformation(points, condition, condition, COUNTS).abs().max() == 0
+    assert deformation(points, condition, condition, COUNTS, 0).abs().max() == 0
     torch.nn.init.normal_(deformation.output_layer.weight)
-    shift = deformation(points, condition, condition, COUNTS)
-    moved = deformation(points, condition, condition + torch.tensor([[0.0], [1.0]]), COUNTS)
+    shift = deformation(points, condition, condition, COUNTS, 0)
+    moved = deformation(points, condition, condition + torch.tensor([[0.0], [1.0]]), COUNTS, 0)
     assert torch.equal(shift[:6], moved[:6]) and not torch.allclose(shift[6:], moved[6:])
 
 
 def test_the_affine_part_of_the_deformation_can_be_any_rigid_motion_linear_in_the_pose():
-    deformation = Deformation(DeformationConfig(), pose_size=6, condition_size=6)
+    deformation = Deformation(DeformationConfig(), pose_size=6, condition_size=6, num_participants=2)
     pose, points = torch.randn(2, 6), torch.rand(16, 3) * 2 - 1
-    # Row k of the weight is entry k of the 4 x 3 matrix [linear part; shift]: let translation x shift along y.
-    deformation.affine_layer.weight.data[3 * 3 + 1, 3] = 0.5
-    shift = deformation(points, pose, pose, COUNTS)
+    # Column k is entry k of the 4 x 3 matrix [linear part; shift]: let translation x shift along y.
+    deformation.affine.data[1, 3, 3 * 3 + 1] = 0.5
+    shift = deformation(points, pose, pose, COUNTS, 1)
     expected = torch.zeros(16, 3)
     expected[:6, 1], expected[6:, 1] = 0.5 * pose[0, 3], 0.5 * pose[1, 3]
     torch.testing.assert_close(shift, expected)
+    # Another body follows its own head in its own way.
+    assert deformation(points, pose, pose, COUNTS, 0).abs().max() == 0
 
 
 @pytest.mark.parametrize(

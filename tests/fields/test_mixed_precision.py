@@ -21,8 +21,8 @@ def field() -> TorsoField:
     field = TorsoField(TorsoFieldConfig(grid=GRID), "per-participant", BOX)
     torch.nn.init.uniform_(field.grid.grids[0].table, -0.5, 0.5)
     # A deformation that moves by a fraction of a fine cell, as it does while it learns.
-    for layer in (field.deformation.output_layer, field.deformation.affine_layer):
-        torch.nn.init.normal_(layer.weight, std=1e-3)
+    for weight in (field.deformation.output_layer.weight, field.deformation.affine):
+        torch.nn.init.normal_(weight, std=1e-3)
     return field
 
 

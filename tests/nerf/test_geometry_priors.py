@@ -12,6 +12,7 @@ from dialogue_nerfstudio.conversation.video import HEAD, NECK, TORSO
 from dialogue_nerfstudio.nerf.geometry_priors import (
     BodyProxies,
     GeometryPriorConfig,
+    Solid,
     distance_volume,
     inflate,
     mean_silhouettes,
@@ -76,11 +77,12 @@ def test_silhouettes_follow_the_head(camera):
         labels[40:44, 28:36] = NECK
         metres = shift / 128.0 * DISTANCE
         frames.append((np.hstack([np.eye(3), [[metres], [0.0], [0.0]]]), labels))
-    head, body, standing = mean_silhouettes(camera, frames)
+    head, body, neck, standing = mean_silhouettes(camera, frames)
     expected = np.zeros((64, 64))
     expected[20:40, 22:42] = 1.0
     np.testing.assert_allclose(head, expected, atol=1e-3)
     assert body[50, 3] == 1.0 and body[42, 30] == 1.0 and standing[30, 20] == 0.5
+    assert neck[42, 30] == 1.0 and not neck[50].any()
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +91,30 @@ def proxies(camera):
     box = np.array([[-0.12, -0.12, -0.12], [0.12, 0.12, 0.12]])
     pixel = DISTANCE / 128.0
     depths = inflate(disc(64, 0.08 / pixel), pixel, 100.0)
-    volume = distance_volume(box, 48, camera, depths, 0.0)
+    volume = distance_volume(box, 48, camera, [Solid(depths, 0.0)])
     boxes = torch.tensor(box, dtype=torch.float32)[None]
     config = GeometryPriorConfig(
         head_outside=0.03, head_inside=0.04, head_surface_coefficient=1.0, torso_surface_coefficient=2.0
     )
     return BodyProxies(config, boxes, boxes, [(volume, volume)], [camera])
+
+
+def test_solids_lean_and_unite(camera):
+    """A slab 2 cm thick whose middle comes forward by half a metre a metre further down, and a second one behind it."""
+    box = np.array([[-0.1, -0.1, -0.1], [0.1, 0.1, 0.1]])
+    slab = np.full((64, 64), 0.01)
+    volume = distance_volume(box, 40, camera, [Solid(slab, 0.01, 0.5), Solid(slab, -0.08)])
+    z, y, _ = np.meshgrid(*[np.linspace(-0.0975, 0.0975, 40)] * 3, indexing="ij")
+    # Away from the faces by more than a cell, which is what the volume is smoothed by.
+    leaning, upright = np.abs(z - 0.01 + 0.5 * y), np.abs(z + 0.08)
+    inside = (leaning < 0.004) | (upright < 0.004)
+    outside = (leaning > 0.02) & (upright > 0.02)
+    assert (volume[inside] < 0).all() and (volume[outside] > 0).all()
+
+
+def test_a_flat_solid_is_flat():
+    depth = inflate(disc(64, 20), 0.005, 100.0, 0.5)
+    assert abs(depth[31, 31] - 0.5 * 0.1) < 0.003
 
 
 def test_distances_are_a_spheres(proxies):

@@ -242,6 +242,7 @@ def test_a_checkpoint_brings_back_the_same_picture(pipeline, small_config):
         ("head_grid", {"num_levels": 3}, "hash grid of the head"),
         ("expression_basis", "flame", "expression basis"),
         ("format", 99, "upgrade"),
+        ("format", 1, "train again"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused_in_a_sentence(pipeline, key, value, message):

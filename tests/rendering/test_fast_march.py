@@ -30,7 +30,7 @@ def lively(field):
     for name, parameter in field.named_parameters():
         if name.endswith("table"):
             torch.nn.init.uniform_(parameter, -1.5, 1.5)
-        elif parameter.ndim == 2 and "deformation" in name and "hidden" not in name:
+        elif parameter.ndim > 1 and "deformation" in name and "hidden" not in name:
             torch.nn.init.normal_(parameter, std=0.1)
     return field
 
