@@ -114,3 +114,51 @@ def test_the_face_is_always_part_of_the_person():
     mask = labels.person_mask(image, np.zeros((SIZE, SIZE), np.float32), landmarks)
     u, v = np.floor(landmarks[1]).astype(int)
     assert mask[v, u] and not mask[5, 5]
+
+
+def test_things_the_segmenter_doubts_are_no_person():
+    landmarks = _landmarks()
+    image = np.full((SIZE, SIZE, 3), 90, np.uint8)
+    probability = _silhouette().astype(np.float32)
+    probability[180:, 232:] = 0.7
+    mask = labels.person_mask(image, probability, landmarks)
+    assert not mask[200:, 244:].any() and mask[250, 40]
+    probability[180:, 232:] = 1.0
+    assert labels.person_mask(image, probability, landmarks)[200:250, 244:].all()
+
+
+def test_hair_that_ends_in_the_air_is_head():
+    landmarks = _landmarks()
+    lobe = int(landmarks[132, 1])
+    bob = _silhouette()
+    bob[60 : lobe + 16, 58:198] = True
+    parts = labels.part_labels(bob, landmarks)
+    assert (parts[60 : lobe + 16, 60:66] == HEAD).all() and (parts[60 : lobe + 16, 190:196] == HEAD).all()
+    assert parts[250, 40] == TORSO and parts[250, 216] == TORSO
+    long = bob.copy()
+    long[60:, 58:84] = True
+    assert labels.part_labels(long, landmarks)[lobe + 10, 62] == TORSO, "shoulders are not told from hair on them"
+
+
+def test_a_torso_that_the_neck_cuts_in_two_stays_torso():
+    landmarks = _landmarks() + np.array([0.0, 60.0])
+    wide = np.zeros((SIZE, SIZE), bool)
+    wide[60:, 20:236] = True
+    parts = labels.part_labels(wide, landmarks)
+    assert (parts[-1, 20:40] == TORSO).all() and (parts[-1, 216:236] == TORSO).all()
+
+
+def test_steady_labels_keep_what_moves_and_drop_what_jumps():
+    size, count = 24, 12
+    moving = np.zeros((count, size, size), np.uint8)
+    for index in range(count):
+        moving[index, :, : 4 + index] = HEAD
+    np.testing.assert_array_equal(list(labels.steady(moving)), moving)
+    jumping = moving.copy()
+    jumping[5, 10:12, 20:] = TORSO
+    np.testing.assert_array_equal(list(labels.steady(jumping)), moving)
+    blinking = np.zeros((count, 2, 2), np.uint8)
+    blinking[1::2] = HEAD
+    steadied = np.array(list(labels.steady(blinking)))
+    assert (steadied[:-1] == 0).all(), "alternating labels settle"
+    assert list(labels.steady([])) == [] and len(list(labels.steady(moving[:1]))) == 1
