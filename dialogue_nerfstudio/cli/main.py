@@ -14,6 +14,7 @@ import tyro
 
 from dialogue_nerfstudio.cli.demo import Demo
 from dialogue_nerfstudio.cli.doctor import Doctor
+from dialogue_nerfstudio.cli.dub import Dub
 from dialogue_nerfstudio.cli.face_model import FaceModelCommand
 from dialogue_nerfstudio.cli.features import Features
 from dialogue_nerfstudio.cli.install_pyannote import InstallPyannote
@@ -27,6 +28,7 @@ from dialogue_nerfstudio.conversation.errors import DialogueError
 Command = Union[
     Annotated[Process, tyro.conf.subcommand("process")],
     Annotated[Features, tyro.conf.subcommand("features")],
+    Annotated[Dub, tyro.conf.subcommand("dub")],
     Annotated[Report, tyro.conf.subcommand("report")],
     Annotated[Render, tyro.conf.subcommand("render")],
     Annotated[Simulate, tyro.conf.subcommand("simulate")],

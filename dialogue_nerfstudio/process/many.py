@@ -13,9 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Callable, Deque, Dict, List, Literal, Optional, Sequence, Tuple
 
+import numpy as np
+
 import dialogue_nerfstudio
 from dialogue_nerfstudio.conversation.errors import DialogueError
 from dialogue_nerfstudio.conversation.files import remove_temporaries
+from dialogue_nerfstudio.process.dub import DubConfig, check_dub_options, dub_task, find_speakers
 from dialogue_nerfstudio.process.engines import Engine, Event, LocalEngine, RayEngine, Report, Work
 from dialogue_nerfstudio.process.manifest import Entry, Manifest
 from dialogue_nerfstudio.process.pipeline import ProcessConfig
@@ -123,6 +126,44 @@ def process_task(task: Dict[str, Any], report: Report) -> Dict[str, Any]:
     output = Path(task["output"])
     remove_temporaries(output)
     return {"conversations": process_recording(task["recording"], output, task["config"], report)}
+
+
+def dub_many(
+    folders: Sequence[Path],
+    output: Path,
+    count: int,
+    seed: int,
+    config: DubConfig,
+    many: ManyConfig,
+    watch: Watch = lambda entries, running: None,
+) -> List[Entry]:
+    """Makes dubbed conversations, dub-0000 and on; number i is the same whatever `count` is.
+
+    Raises:
+        DialogueError: about options, sources or the engine; what is wrong with one of them is its entry's reason.
+    """
+    check_many_options(many)
+    check_dub_options(config)
+    if count < 1 or seed < 0:
+        raise DialogueError(f"--count must be at least 1 and --seed not negative, not {count} and {seed}.")
+    output, speakers = Path(output), find_speakers(folders)
+    engine = make_engine(dub_task, output, many)
+    wanted, tasks = [], {}
+    for number in range(count):
+        name = f"dub-{number:04d}"
+        chosen = np.random.default_rng([seed, number, len(speakers)]).choice(len(speakers), 2, replace=False)
+        sources = [str(speakers[index].resolve()) for index in chosen]
+        content = [source_fingerprint([Path(s) / "conversation.json" for s in sources]), asdict(config), seed]
+        fingerprint = hashlib.sha256(json.dumps([*content, dialogue_nerfstudio.__version__]).encode()).hexdigest()
+        wanted.append(Entry(name, name, fingerprint))
+        tasks[name] = {
+            "sources": sources,
+            "output": str(output.resolve() / name),
+            "seed": [seed, number],
+            "config": config,
+        }
+    with Manifest(output) as manifest:
+        return run_tasks(manifest, wanted, tasks, engine, many, watch)
 
 
 def run_tasks(
