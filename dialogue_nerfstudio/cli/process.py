@@ -104,6 +104,8 @@ class Process:
     """Part of the video, at its end, that training does not see."""
     max_lost_seconds: float = 1.0
     """Longest time a face may be out of sight; shorter losses are bridged."""
+    joint_fit: bool = True
+    """Fit poses, own shape and expressions once more all together, by all landmarks."""
     face_model: Optional[Literal["shared", "bfm2009", "bfm2017", "flame", "ict"]] = None
     """In which basis expressions are measured; the shared one, or what --face-model-path is, if not given."""
     face_model_path: Optional[Path] = None
@@ -157,6 +159,7 @@ class Process:
             audio_weights=self.audio_weights,
             eval_fraction=self.eval_fraction,
             max_lost_seconds=self.max_lost_seconds,
+            joint_fit=self.joint_fit,
             face_model=self.face_model,
             face_model_path=self.face_model_path,
             face_model_landmarks=self.face_model_landmarks,

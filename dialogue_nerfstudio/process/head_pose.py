@@ -143,7 +143,8 @@ def projection_jacobian(camera_points: Float[np.ndarray, "*batch 3"], focal: flo
     )
 
 
-def _cross_matrices(v: Float[np.ndarray, "*batch 3"]) -> Float[np.ndarray, "*batch 3 3"]:
+def cross_matrices(v: Float[np.ndarray, "*batch 3"]) -> Float[np.ndarray, "*batch 3 3"]:
+    """[v]×, so that [v]× x = v × x."""
     x, y, z = np.moveaxis(v, -1, 0)
     zero = np.zeros_like(x)
     rows = [[zero, -z, y], [z, zero, -x], [-y, x, zero]]
@@ -272,7 +273,7 @@ def bundle_adjust(
         residual = (points - project(shape, rotations, translations, focal, center)) / LANDMARK_NOISE
         weight = _huber_weights(residual)
         jacobian = projection_jacobian(turned + translations[:, None], focal) / LANDMARK_NOISE
-        pose = np.concatenate([-jacobian @ _cross_matrices(turned), jacobian], axis=-1)
+        pose = np.concatenate([-jacobian @ cross_matrices(turned), jacobian], axis=-1)
         point = jacobian @ rotations[:, None]
         weighted_pose, weighted_point = pose * weight[..., None, None], point * weight[..., None, None]
         u = np.einsum("knic,knid->kcd", weighted_pose, pose)
@@ -356,7 +357,7 @@ def _fit_poses_at_once(
         weight = _huber_weights(residual)
         jacobian = projection_jacobian(turned + translations[:, None], focal) / LANDMARK_NOISE
         if not translation_only:
-            jacobian = np.concatenate([-jacobian @ _cross_matrices(turned), jacobian], axis=-1)
+            jacobian = np.concatenate([-jacobian @ cross_matrices(turned), jacobian], axis=-1)
         size = jacobian.shape[-1]
         weighted = (jacobian * weight[..., None, None]).reshape(len(points), -1, size)
         flat = jacobian.reshape(len(points), -1, size)
@@ -398,6 +399,15 @@ def smooth_rotations(
     mean = Rotation.from_matrix(rotations[weights > 0]).mean()
     vectors = (mean.inv() * Rotation.from_matrix(rotations)).as_rotvec()
     return (mean * Rotation.from_rotvec(whittaker_smooth(vectors, weights, strength))).as_matrix()
+
+
+def smooth_translations(
+    translations: Float[np.ndarray, "num_frames 3"], weights: Float[np.ndarray, " num_frames"]
+) -> Float[np.ndarray, "num_frames 3"]:
+    """Smooths where the head is seen like its rotation, and its distance, which one picture hardly shows, more."""
+    directions = whittaker_smooth(translations[:, :2] / translations[:, 2:], weights, ROTATION_SMOOTHING)
+    depths = whittaker_smooth(translations[:, 2:], weights, DEPTH_SMOOTHING)
+    return np.concatenate([directions * depths, depths], axis=1)
 
 
 def rotation_jitter(rotations: Float[np.ndarray, "num_frames 3 3"]) -> float:
@@ -511,14 +521,7 @@ def track_head(
     _, translations = fit_poses(
         points[:, rigid], neutral[rigid], rotations, translations, focal, center, translation_only=True
     )
-    translations = np.concatenate(
-        [
-            whittaker_smooth(translations[:, :2] / translations[:, 2:], weights, ROTATION_SMOOTHING),
-            whittaker_smooth(translations[:, 2:], weights, DEPTH_SMOOTHING),
-        ],
-        axis=1,
-    )
-    translations[:, :2] *= translations[:, 2:]
+    translations = smooth_translations(translations, weights)
     residual = points[:, rigid] - project(neutral[rigid], rotations, translations, focal, center)
     error = np.sqrt((residual**2).sum(axis=-1).mean(axis=-1))
     return HeadTrack(neutral, rotations, translations, error, focal, center, rotation_jitter(rotations[seen]))

@@ -5,7 +5,7 @@
     people       who is where in the picture                          (faces)
     crops        one constant-rate video a person                     (faces, decode)
     landmarks    478 points a frame                                   (landmarks)
-    head         own shape, camera, head poses                        (head_pose)
+    head         own shape, camera, head poses                        (head_pose, clip_fit)
     expression   shared basis, residual, blink, gaze, mouth           (expression)
     labels       background, torso, neck, head                        (labels)
     background   the plate behind the person                          (background)
@@ -50,6 +50,7 @@ from dialogue_nerfstudio.conversation.video import FrameReader, LabelReader, Lab
 from dialogue_nerfstudio.metrics.tracking import blinks_per_second
 from dialogue_nerfstudio.process.background import background_plate, write_plate
 from dialogue_nerfstudio.process.boxes import body_boxes
+from dialogue_nerfstudio.process.clip_fit import refine_head
 from dialogue_nerfstudio.process.decode import FPS, MIN_FRAMES, SourceVideo, probe
 from dialogue_nerfstudio.process.expression import measure_face
 from dialogue_nerfstudio.process.face_mesh import require_mediapipe
@@ -114,6 +115,9 @@ class ProcessConfig:
     """What finds the faces' landmarks."""
     num_residuals: int = 8
     """Components of the personal expression residual."""
+    joint_fit: bool = True
+    """Fit poses, own shape and expressions once more all together, by all landmarks; without it poses come from the
+    landmarks that move with the skull alone."""
     face_model: Optional[str] = None
     """In which basis expressions are measured: shared, bfm2009, bfm2017, flame or ict; None is the shared one, or what
     face_model_path is."""
@@ -321,7 +325,7 @@ class Processing:
             self.for_each_person(self.track_head),
             [self.work(f"{i}_head.npz") for i in each] + [self.person(i, "tracking.npz") for i in each],
             needs=["landmarks"],
-            options={"focal": config.focal, "ipd": config.ipd},
+            options={"focal": config.focal, "ipd": config.ipd, "joint_fit": config.joint_fit},
         )
         runner.run(
             "expression",
@@ -563,6 +567,8 @@ class Processing:
         with FrameReader(self.person(participant, "video.mp4")) as reader:
             width, height = reader.width, reader.height
         head = track_head(track, width, height, self.config.focal, self.config.ipd)
+        if self.config.joint_fit:
+            head = refine_head(track, head)
         write_npz(
             self.work(f"{participant}_head.npz"),
             shape=head.shape,
