@@ -7,7 +7,7 @@ camera, origin at the mean head position of the recording).
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, Tuple
+from typing import Dict, Optional, Tuple
 
 import numpy as np
 from jaxtyping import Float
@@ -67,6 +67,9 @@ class Motion:
     """(left, right) × (yaw, pitch), radians in head space; yaw > 0 towards the person's left, pitch > 0 up."""
     expression_residual: Float[np.ndarray, "num_frames num_residuals"]
     """What the shared basis cannot explain, in a personal PCA; renderers may use it, generators do not."""
+    sway: Optional[Float[np.ndarray, "num_frames 3"]] = None
+    """How the shoulders move beyond what the head's pose explains: towards the person's left and up (metres at the
+    body), and roll (radians, counter-clockwise as the camera sees it). None: not at all, or not known."""
     fps: float = 25.0
     expression_basis: str = EXPRESSION_BASIS
     expression_names: Tuple[str, ...] = EXPRESSION_NAMES
@@ -76,6 +79,11 @@ class Motion:
     @property
     def num_frames(self) -> int:
         return len(self.head_pose)
+
+    @property
+    def array_names(self) -> Tuple[str, ...]:
+        """The fields that have a row for each frame."""
+        return _ARRAYS if self.sway is None else (*_ARRAYS, "sway")
 
     def validate(self, where: str) -> None:
         """Checks shapes and that every number is finite.
@@ -92,8 +100,9 @@ class Motion:
             "blink": (2,),
             "gaze": (2, 2),
             "expression_residual": self.expression_residual.shape[1:2],
+            "sway": (3,),
         }
-        for name in _ARRAYS:
+        for name in self.array_names:
             array = getattr(self, name)
             if array.shape != (self.num_frames, *expected[name]):
                 raise DialogueError(
@@ -113,7 +122,7 @@ class Motion:
 
     def take(self, frames: np.ndarray) -> "Motion":
         """The named frames, in their order; a frame may come more than once."""
-        arrays = {name: getattr(self, name)[frames] for name in _ARRAYS}
+        arrays = {name: getattr(self, name)[frames] for name in self.array_names}
         return Motion(
             **arrays,
             fps=self.fps,
@@ -138,7 +147,7 @@ class Motion:
         """Writes the motion as .npz, atomically."""
         write_npz(
             path,
-            **{name: getattr(self, name).astype(np.float32) for name in _ARRAYS},
+            **{name: getattr(self, name).astype(np.float32) for name in self.array_names},
             fps=np.array(self.fps),
             expression_basis=np.array(self.expression_basis),
             expression_names=np.array(self.expression_names),
@@ -158,7 +167,7 @@ class Motion:
         if missing:
             raise DialogueError(f"{path} is not a motion file: it lacks {', '.join(missing)}.")
         motion = cls(
-            **{name: arrays[name].astype(np.float32) for name in _ARRAYS},
+            **{name: arrays[name].astype(np.float32) for name in (*_ARRAYS, "sway") if name in arrays},
             fps=float(arrays["fps"]),
             expression_basis=str(arrays["expression_basis"]),
             expression_names=tuple(str(name) for name in arrays["expression_names"]),

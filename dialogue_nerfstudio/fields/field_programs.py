@@ -59,6 +59,7 @@ TORSO_OPTIONS = {
         "pose_frequencies",
         "pose_appearance",
         "pose_history",
+        "sway",
         "hidden_width",
     ),
     *("hidden_layers", "latent_size", "initial_density"),

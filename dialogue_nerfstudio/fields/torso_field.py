@@ -25,6 +25,9 @@ from dialogue_nerfstudio.fields.deformation import Deformation, DeformationConfi
 from dialogue_nerfstudio.fields.latent_codes import LatentCodes
 from dialogue_nerfstudio.fields.participant_grids import GridSharing, ParticipantGrids
 
+SWAY_SIZE = 3
+"""Right, up and roll of the shoulders."""
+
 
 @dataclass
 class TorsoFieldConfig:
@@ -46,6 +49,10 @@ class TorsoFieldConfig:
     pose_history: int = 0
     """Frames of the past whose mean pose joins et, for bodies that follow with a delay. 0, as in the paper, is
     better on real recordings of seconds (12 cost one 0.8 dB, and gained 1.4 dB on a simulated one)."""
+    sway: bool = True
+    """Whether what shoulders do beyond following the head (`Motion.sway`, where the recording was measured) joins et.
+    At 256 pixels the body of a real person moved by half a pixel that no function of the head's pose knew, which
+    blurred collars in training and displaced them in new frames; ours."""
     hidden_width: int = 32
     """Units of each hidden layer."""
     hidden_layers: int = 2
@@ -56,6 +63,11 @@ class TorsoFieldConfig:
     """On CUDA, whether networks run in float16 while rendering, as RAD-NeRF's --fp16; positions stay float32."""
     initial_density: float = 3.0
     """Density of the untrained field, 1/m."""
+
+    @property
+    def pose_size(self) -> int:
+        """Width of et with all that joins it."""
+        return 6 + (6 if self.pose_history > 0 else 0) + (SWAY_SIZE if self.sway else 0)
 
 
 class TorsoField(nn.Module):
@@ -70,11 +82,10 @@ class TorsoField(nn.Module):
         width = config.hidden_width
         self.codes = LatentCodes(len(boxes), config.latent_size)
         self.grid = ParticipantGrids(config.grid, sharing, boxes, config.encoding)
-        poses = 2 if config.pose_history > 0 else 1
-        condition_size = frequency_encoding_size(6 * poses, config.pose_frequencies)
+        condition_size = frequency_encoding_size(config.pose_size, config.pose_frequencies)
         if config.deform:
             self.deformation = Deformation(
-                config.deformation, 6 * poses, condition_size + config.latent_size, len(boxes)
+                config.deformation, config.pose_size, condition_size + config.latent_size, len(boxes)
             )
         self.input_layer = nn.Linear(self.grid.out_dim, width, bias=False)
         appearance_size = condition_size if config.pose_appearance else 0
@@ -98,7 +109,7 @@ class TorsoField(nn.Module):
             positions: metres in person space.
             participant: whose torso.
             et: the head's Euler angles and translation, each scaled to about [−½, ½], one row a frame: [6] of now,
-                and with `pose_history` [6] of lately.
+                with `pose_history` [6] of lately, and with `sway` [3] of what the shoulders do by themselves.
             counts: samples of each frame.
         """
         condition = frequency_encoding(et, self.config.pose_frequencies)

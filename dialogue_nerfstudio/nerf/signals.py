@@ -26,6 +26,8 @@ class ConversationSignals:
     """Yaw, pitch, roll (intrinsic y, x, z), radians."""
     expression: Float[Tensor, "P T E"]
     residual: Float[Tensor, "P T K"]
+    sway: Float[Tensor, "P T 3"]
+    """How the shoulders move beyond what the head's pose explains, metres and radians; zeros where nobody measured."""
     blink: Float[Tensor, "P T 2"]
     gaze: Float[Tensor, "P T 4"]
     """Left yaw, left pitch, right yaw, right pitch, radians."""
@@ -180,6 +182,7 @@ def _motion_tensors(motion: Motion, num_residuals: int) -> Dict[str, Tensor]:
         "euler": rotation.as_euler("YXZ"),
         "expression": motion.expression,
         "residual": residual,
+        "sway": np.zeros((motion.num_frames, 3)) if motion.sway is None else motion.sway,
         "blink": motion.blink,
         "gaze": motion.gaze.reshape(motion.num_frames, 4),
     }

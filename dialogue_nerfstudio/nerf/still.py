@@ -16,7 +16,7 @@ from torch import Tensor
 from dialogue_nerfstudio.conversation import DialogueError
 from dialogue_nerfstudio.nerf.signals import ConversationSignals
 
-TREMBLING = ("translation", "euler", "expression", "residual", "blink", "gaze")
+TREMBLING = ("translation", "euler", "expression", "residual", "sway", "blink", "gaze")
 """Signals that a tracker measures, each for itself."""
 
 

@@ -86,6 +86,7 @@ def resample_motion(motion: Motion, fps: float) -> Motion:
         blink=linear(motion.blink),
         gaze=linear(motion.gaze),
         expression_residual=linear(motion.expression_residual),
+        sway=None if motion.sway is None else linear(motion.sway),
         fps=fps,
     )
 

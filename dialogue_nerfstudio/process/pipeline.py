@@ -9,6 +9,7 @@
     expression   shared basis, residual, blink, gaze, mouth           (expression)
     labels       background, torso, neck, head                        (labels)
     background   the plate behind the person                          (background)
+    sway         what the shoulders do beyond following the head      (sway)
     boxes        where head and torso can be                          (boxes)
     audio        the sound and its features                           (audio_features)
     voices       who speaks when                                      (diarization)
@@ -64,6 +65,7 @@ from dialogue_nerfstudio.process.masks import are_given, check_masks, labeller, 
 from dialogue_nerfstudio.process.quality import REPORT_NAME, measure_quality, unusable_sentences
 from dialogue_nerfstudio.process.shots import describe_shots, find_cuts, shots_between
 from dialogue_nerfstudio.process.stages import Progress, StageRunner, source_fingerprint
+from dialogue_nerfstudio.process.sway import measure_sway
 from dialogue_nerfstudio.process.trackers import FaceTracker, TrackerConfig, lacks_sentence, make_tracker
 
 MAX_WORKERS = 4
@@ -348,6 +350,12 @@ class Processing:
             [self.person(i, name) for i in each for name in (PLATE_NAME, HOLES_NAME)],
             needs=["labels"],
             version=2,
+        )
+        runner.run(
+            "sway",
+            self.for_each_person(self.measure_sway),
+            [self.work(f"{i}_sway.npz") for i in each],
+            needs=["labels", "head"],
         )
         runner.run(
             "boxes",
@@ -658,6 +666,20 @@ class Processing:
             plate, holes = background_plate(frames, labels, progress)
         write_plate(video.parent, plate, holes)
 
+    def measure_sway(self, participant: str, progress: Callable[[float], None]) -> None:
+        head, size = self.head(participant)
+        origin = head.person_origin(self.landmarks(participant).visible)
+        video, maps = self.person(participant, "video.mp4"), self.person(participant, "labels.mkv")
+        with FrameReader(video) as frames, LabelReader(maps) as labels:
+            sway = measure_sway(frames, labels, head.camera(origin, *size), head.head_pose(origin), progress)
+        write_npz(self.work(f"{participant}_sway.npz"), sway=sway)
+
+    def motion(self, participant: str) -> Motion:
+        """All that was tracked of how a person moves."""
+        motion = Motion.load(self.work(f"{participant}_motion.npz"))
+        sway = read_npz(self.work(f"{participant}_sway.npz"))["sway"]
+        return replace(motion, sway=sway, sources={**motion.sources, "sway": "tracked"})
+
     def measure_boxes(self, participant: str, progress: Callable[[float], None]) -> None:
         head, size = self.head(participant)
         origin = head.person_origin(self.landmarks(participant).visible)
@@ -732,7 +754,7 @@ class Processing:
                     camera=head.camera(head.person_origin(self.landmarks(participant).visible), *size),
                     head_box=boxes["head_box"],
                     torso_box=boxes["torso_box"],
-                    motion=Motion.load(self.work(f"{participant}_motion.npz")),
+                    motion=self.motion(participant),
                     source={
                         "file": source.path.name,
                         "crop": person["crop"],

@@ -1,0 +1,161 @@
+"""How the shoulders move beyond following the head: pictures of the torso registered to their mean.
+
+Conventions. T frames; pictures are shrunk to WIDTH pixels. A rigid motion of the torso in the picture is [3]: to the
+right and down in pixels, at the torso's centre, and clockwise in radians. Sway is [T, 3] in person space: +x and +y in
+metres at the torso's depth, and radians counter-clockwise as the camera sees it.
+
+A head that turns takes the shoulders along, which a renderer learns from the head's pose. What is left (breathing,
+shifting weight) is a millimetre or two: little, but half a pixel at 256 pixels, and collars are sharp.
+"""
+
+from typing import Callable, List, Optional
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, Float32
+from scipy.spatial.transform import Rotation
+
+from dialogue_nerfstudio.conversation.conversation import Camera
+from dialogue_nerfstudio.conversation.video import NECK, TORSO, FrameReader, LabelReader
+from dialogue_nerfstudio.process.background import sample_frames
+
+WIDTH = 256
+"""Pixels across a picture in which the torso is registered: to a few hundredths of one where cloth has edges."""
+
+NUM_SAMPLES = 16
+"""Frames that the mean torso is made of; reaching each takes the time of many that are read in order."""
+
+ALWAYS = 0.9
+"""Share of the frames in which a pixel has to show neck or torso to count."""
+
+SMALLEST = 400
+"""Pixels that a torso must have to be registered at all."""
+
+FARTHEST = 0.1
+"""Largest plausible motion, in picture widths."""
+
+LEAST_CORRELATION = 0.8
+"""Frames that resemble the mean torso less than this (an arm in front of it) are bridged."""
+
+CRITERIA = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-4)
+"""When registration of a frame ends."""
+
+RIDGE = 0.1
+"""Of the fit to the head's pose, whose columns have deviation one: keeps a head that hardly moves from explaining anything."""
+
+
+def register(
+    reference: Float32[np.ndarray, "height width"],
+    picture: Float32[np.ndarray, "height width"],
+    mask: Bool[np.ndarray, "height width"],
+    start: Optional[Float32[np.ndarray, "2 3"]] = None,
+) -> Optional[Float32[np.ndarray, "2 3"]]:
+    """The rigid transform that carries positions of `reference` to those of `picture` (enhanced correlation
+    coefficient, Evangelidis & Psarakis 2008); None where it is not found."""
+    warp = np.eye(2, 3, dtype=np.float32) if start is None else start.copy()
+    try:
+        correlation, warp = cv2.findTransformECC(
+            reference, picture, warp, cv2.MOTION_EUCLIDEAN, CRITERIA, mask.astype(np.uint8), 3
+        )
+    except cv2.error:
+        # OpenCV's word for "does not converge", as on a picture that shows something else.
+        return None
+    centre = np.array([mask.shape[1], mask.shape[0]]) / 2.0
+    moved = warp[:, :2] @ centre + warp[:, 2] - centre
+    if correlation < LEAST_CORRELATION or np.abs(moved).max() > FARTHEST * WIDTH:
+        return None
+    return warp
+
+
+def _at(
+    warp: Optional[Float32[np.ndarray, "2 3"]], centre: Float[np.ndarray, "2"]
+) -> Float[np.ndarray, "3"]:
+    """A transform as (right, down, clockwise) about a centre; NaN for none."""
+    if warp is None:
+        return np.full(3, np.nan)
+    moved = warp[:, :2] @ centre + warp[:, 2] - centre
+    return np.array([*moved, np.arctan2(warp[1, 0], warp[0, 0])])
+
+
+def torso_motion(
+    frames: FrameReader, labels: LabelReader, progress: Optional[Callable[[float], None]] = None
+) -> Float[np.ndarray, "num_frames 3"]:
+    """The torso's rigid motion in the picture, in pixels of WIDTH across, from its mean place; zeros where the frames
+    show none that could be registered."""
+    num_frames = len(frames)
+    height = max(round(frames.height * WIDTH / frames.width), 1)
+
+    def grey(frame: np.ndarray) -> Float32[np.ndarray, "height width"]:
+        small = cv2.resize(frame, (WIDTH, height), interpolation=cv2.INTER_AREA)
+        return cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255.0
+
+    chosen = sample_frames(num_frames, NUM_SAMPLES)
+    share = np.zeros((height, WIDTH))
+    for frame in chosen:
+        small = cv2.resize(labels[int(frame)], (WIDTH, height), interpolation=cv2.INTER_NEAREST)
+        share += ((small == TORSO) | (small == NECK)) / len(chosen)
+    mask = share > ALWAYS
+    if mask.sum() < SMALLEST:
+        return np.zeros((num_frames, 3))
+    rows, columns = np.nonzero(mask)
+    margin = round(0.02 * WIDTH)
+    part = (
+        slice(max(rows.min() - margin, 0), rows.max() + 1 + margin),
+        slice(max(columns.min() - margin, 0), columns.max() + 1 + margin),
+    )
+    mask = mask[part]
+
+    # A reference that is sharp: the mean of some frames first, then the median of the same frames registered to it.
+    samples = [np.ascontiguousarray(grey(frames[int(frame)])[part]) for frame in chosen]
+    reference = np.mean(samples, axis=0)
+    size = (mask.shape[1], mask.shape[0])
+    registered: List[np.ndarray] = []
+    for sample in samples:
+        warp = register(reference, sample, mask)
+        if warp is not None:
+            flags = cv2.INTER_LINEAR + cv2.WARP_INVERSE_MAP
+            registered.append(cv2.warpAffine(sample, warp, size, flags=flags, borderMode=cv2.BORDER_REPLICATE))
+    if len(registered) < 0.5 * len(samples):
+        return np.zeros((num_frames, 3))
+    reference = np.median(registered, axis=0).astype(np.float32)
+
+    centre = np.argwhere(mask).mean(axis=0)[::-1]
+    motion = np.empty((num_frames, 3))
+    warp = None
+    for index, frame in enumerate(frames.iterate()):
+        warp = register(reference, np.ascontiguousarray(grey(frame)[part]), mask, warp)
+        motion[index] = _at(warp, centre)
+        if progress is not None and index % 25 == 0:
+            progress(index / num_frames)
+    found = np.isfinite(motion).all(axis=1)
+    if found.mean() < 0.5:
+        return np.zeros((num_frames, 3))
+    for column in motion.T:
+        column[~found] = np.interp(np.flatnonzero(~found), np.flatnonzero(found), column[found])
+    return motion - motion.mean(axis=0)
+
+
+def beyond_head(
+    motion: Float[np.ndarray, "num_frames n"], head_pose: Float[np.ndarray, "num_frames 6"]
+) -> Float[np.ndarray, "num_frames n"]:
+    """What a linear function of the head's angles and position does not explain of a motion."""
+    angles = Rotation.from_rotvec(head_pose[:, :3].astype(np.float64)).as_euler("YXZ")
+    pose = np.concatenate([angles, head_pose[:, 3:]], axis=1)
+    pose = (pose - pose.mean(axis=0)) / np.maximum(pose.std(axis=0), 1e-4)
+    rest = motion - motion.mean(axis=0)
+    return rest - pose @ np.linalg.solve(pose.T @ pose + RIDGE * np.eye(6), pose.T @ rest)
+
+
+def measure_sway(
+    frames: FrameReader,
+    labels: LabelReader,
+    camera: Camera,
+    head_pose: Float[np.ndarray, "num_frames 6"],
+    progress: Optional[Callable[[float], None]] = None,
+) -> Float32[np.ndarray, "num_frames 3"]:
+    """Sway of one person; zeros where no torso shows."""
+    right, down, clockwise = torso_motion(frames, labels, progress).T
+    # The torso stands about as far from the camera as the person space's origin.
+    metres = float(np.linalg.norm(camera.camera_to_person[:, 3])) / (camera.focal * WIDTH / camera.width)
+    motion = np.stack([metres * right, -metres * down, -clockwise], axis=1)
+    return beyond_head(motion, head_pose).astype(np.float32)

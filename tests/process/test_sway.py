@@ -1,0 +1,86 @@
+"""Sway is recovered from pictures whose torso moves by known amounts."""
+
+import cv2
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from dialogue_nerfstudio.conversation.conversation import Camera
+from dialogue_nerfstudio.conversation.video import HEAD, TORSO, FrameReader, LabelReader, LabelWriter, VideoWriter
+from dialogue_nerfstudio.process.sway import beyond_head, measure_sway
+
+FRAMES, SIZE, DISTANCE, FOCAL = 60, 192, 0.8, 400.0
+
+
+@pytest.fixture(scope="module")
+def movement():
+    """Head poses, and the torso's own motion: metres right, up, radians counter-clockwise."""
+    rng = np.random.default_rng(0)
+    time = np.arange(FRAMES) / 25
+    angles = 0.15 * np.sin(2 * np.pi * np.outer(time, [0.9, 0.6, 0.4]) + rng.random(3))
+    places = 0.01 * np.sin(2 * np.pi * np.outer(time, [0.5, 0.8, 0.3]) + rng.random(3))
+    head_pose = np.concatenate([Rotation.from_euler("YXZ", angles).as_rotvec(), places], axis=1)
+    own = np.array([0.002, 0.003, 0.012]) * np.sin(2 * np.pi * np.outer(time, [1.7, 2.1, 1.3]))
+    return head_pose, beyond_head(own, head_pose), angles, places
+
+
+@pytest.fixture(scope="module")
+def recording(movement, tmp_path_factory):
+    """A video of a textured torso that follows the head linearly and sways by itself; one frame shows an arm."""
+    _, sway, angles, places = movement
+    folder = tmp_path_factory.mktemp("sway")
+    rng = np.random.default_rng(1)
+    cloth = cv2.GaussianBlur(rng.random((SIZE, SIZE, 3)).astype(np.float32), (0, 0), 3)
+    cloth = np.uint8(255 * np.clip(0.5 + 4 * (cloth - 0.5), 0, 1))
+    top, pixels = SIZE // 2, FOCAL / DISTANCE
+    labels = np.zeros((SIZE, SIZE), np.uint8)
+    labels[top:, 16:-16], labels[20:top, 60:-60] = TORSO, HEAD
+    centre = np.array([SIZE / 2, 0.75 * SIZE])
+    with (
+        VideoWriter(folder / "video.mp4", 25, SIZE, SIZE) as video,
+        LabelWriter(folder / "labels.mkv", 25, SIZE, SIZE) as maps,
+    ):
+        for frame in range(FRAMES):
+            right, up, turn = sway[frame]
+            right, up = right + 0.02 * angles[frame, 0], up + 0.5 * places[frame, 1]
+            matrix = cv2.getRotationMatrix2D(tuple(centre), np.degrees(turn), 1.0)
+            matrix[:, 2] += pixels * np.array([right, -up])
+            picture = cv2.warpAffine(cloth, matrix, (SIZE, SIZE), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+            picture[:top] = 90
+            if frame == 30:
+                picture[top:] = rng.integers(255, size=3)
+            video.write(picture)
+            maps.write(labels)
+    return folder
+
+
+def camera() -> Camera:
+    pose = np.eye(4)[:3]
+    pose[2, 3] = DISTANCE
+    return Camera(SIZE, SIZE, FOCAL, SIZE / 2, SIZE / 2, pose)
+
+
+def test_sway_is_what_the_head_does_not_explain(recording, movement):
+    head_pose, sway, *_ = movement
+    with FrameReader(recording / "video.mp4") as frames, LabelReader(recording / "labels.mkv") as labels:
+        found = measure_sway(frames, labels, camera(), head_pose)
+    kept = np.delete(np.arange(FRAMES), [29, 30, 31])
+    error, size = (np.sqrt(np.square(values[kept]).mean(axis=0)) for values in (found - sway, sway))
+    assert (error < 0.2 * size).all(), error / size
+    for column in range(3):
+        assert np.corrcoef(found[kept, column], sway[kept, column])[0, 1] > 0.98
+    # The arm's frame lies between its neighbours.
+    assert (np.abs(found[30] - sway[30]) < 0.5 * np.abs(sway).max(axis=0)).all()
+
+
+def test_no_torso_no_sway(recording, movement, tmp_path):
+    with LabelWriter(tmp_path / "labels.mkv", 25, SIZE, SIZE) as maps:
+        for _ in range(FRAMES):
+            maps.write(np.zeros((SIZE, SIZE), np.uint8))
+    with FrameReader(recording / "video.mp4") as frames, LabelReader(tmp_path / "labels.mkv") as labels:
+        assert (measure_sway(frames, labels, camera(), movement[0]) == 0).all()
+
+
+def test_what_follows_the_head_is_no_sway(movement):
+    head_pose, _, angles, _ = movement
+    assert np.abs(beyond_head(0.05 * angles, head_pose)).max() < 0.1 * 0.05 * np.abs(angles).max()
