@@ -344,8 +344,10 @@ class Avatars(nn.Module):
             torch.zeros(count, 8, device=device), torch.zeros(count, 2, device=device),
             torch.zeros(count, 4, device=device),
         )  # fmt: skip
-        pose = 0.05 * torch.sin(0.2 * frames[:, None] + torch.arange(6, device=device))
-        return signal, pose, pose
+        movement = 0.05 * torch.sin(
+            0.2 * frames[:, None] + torch.arange(self.torso.config.pose_size, device=device)
+        )
+        return signal, movement[:, :6], movement
 
     def sources(
         self, person: int, origins: Tensor, directions: Tensor, rows: Tensor, conditions: tuple, solid: bool = True

@@ -5,7 +5,7 @@ angles (rad) and translation (m), one row a frame. Density is 1/m, colour 0 … 
 """
 
 from dataclasses import dataclass, field
-from typing import Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 import torch
 from jaxtyping import Float
@@ -63,6 +63,10 @@ class TorsoFieldConfig:
     """On CUDA, whether networks run in float16 while rendering, as RAD-NeRF's --fp16; positions stay float32."""
     initial_density: float = 3.0
     """Density of the untrained field, 1/m."""
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        """Configurations saved before there was sway belong to avatars that know none."""
+        self.__dict__.update({**TorsoFieldConfig(sway=False).__dict__, **state})
 
     @property
     def pose_size(self) -> int:

@@ -140,7 +140,8 @@ class GridConditions(FrameConditions):
 
     signal: HeadSignal
     et: Float[Tensor, "F pose"]
-    """Euler angles and translation, scaled to about [−½, ½] over the frames of training, now and lately."""
+    """Euler angles and translation, scaled to about [−½, ½] over the frames of training, now and lately; and the sway
+    of the shoulders, scaled likewise."""
     foreign_eyes: Optional[Bool[Tensor, " F"]] = None
     """Frames that are shown with another frame's blink and gaze; None for none."""
     correction: Optional[Float[Tensor, "F 6"]] = None
@@ -169,6 +170,9 @@ class DialogueModel(AvatarModel):
                     "frame appearance adds to the latent codes of head and torso alike; give both the same latent-size."
                 )
             self.appearance_codes = FrameCodes(num_people, trained, self.config.head.latent_size)
+        if self.config.torso.sway:
+            sway = signals.sway[:, self.train_frames]
+            self.register_buffer("sway_range", (sway.amax(dim=1) - sway.amin(dim=1)).clamp_min(1e-3))
         # In a tuple, out of nn.Module's sight: LPIPS is no part of the avatars, nor of their checkpoints.
         self._patch_loss: Tuple[PatchLoss, ...] = ()
         if self.config.average_decay > 0:
@@ -264,6 +268,9 @@ class DialogueModel(AvatarModel):
         if history > 0:
             past = (frames.unsqueeze(1) - torch.arange(history // 3, history + 1, device=frames.device)).clamp_min(0)
             et = torch.cat([et, self._scaled_pose(participant, past).mean(dim=1)], dim=-1)
+        if self.config.torso.sway:
+            sway = self.signal_sway[participant, frames] / self.sway_range[participant]
+            et = torch.cat([et, sway.clamp(-0.75, 0.75)], dim=-1)
         return GridConditions(
             participant=participant,
             signal=signal,
@@ -388,7 +395,7 @@ class DialogueModel(AvatarModel):
             conditions = replace(
                 conditions,
                 rotation=rotation[None],
-                # A history of the pose, where there is one, stays.
+                # A history of the pose, and the sway, where there are any, stay.
                 et=torch.cat([et, conditions.et[:, et.shape[-1] :]], dim=-1),
             )
             rays = self.proxies.virtual_rays(participant, self.config.geometry.virtual_rays)

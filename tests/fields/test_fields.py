@@ -117,11 +117,12 @@ def test_the_affine_part_of_the_deformation_can_be_any_rigid_motion_linear_in_th
 
 
 @pytest.mark.parametrize(
-    "deform, pose_history, pose_appearance", [(True, 0, False), (True, 12, True), (False, 0, True)]
+    "deform, pose_history, pose_appearance, sway, size",
+    [(True, 0, False, True, 9), (True, 12, True, True, 15), (False, 0, True, False, 6)],
 )
-def test_torso_shapes_and_gradients(deform, pose_history, pose_appearance):
-    field = torso_field(deform=deform, pose_history=pose_history, pose_appearance=pose_appearance)
-    points, et = (torch.rand(16, 3) - 0.5) * 0.2, torch.rand(2, 12 if pose_history else 6) - 0.5
+def test_torso_shapes_and_gradients(deform, pose_history, pose_appearance, sway, size):
+    field = torso_field(deform=deform, pose_history=pose_history, pose_appearance=pose_appearance, sway=sway)
+    points, et = (torch.rand(16, 3) - 0.5) * 0.2, torch.rand(2, size) - 0.5
     if deform:
         torch.nn.init.normal_(field.deformation.output_layer.weight, std=0.1)
     total = 0.0

@@ -29,7 +29,7 @@ def field() -> TorsoField:
 def gradient_of_the_deformation(field: TorsoField, mixed: bool) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
     torch.manual_seed(1)
     points = BOX[0, 0] + torch.rand(400, 3) * (BOX[0, 1] - BOX[0, 0])
-    et = (torch.rand(2, 6) - 0.5).requires_grad_(True)
+    et = (torch.rand(2, field.config.pose_size) - 0.5).requires_grad_(True)
     field.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         density, hidden, shift = field.density(points, 0, et, [150, 250])
@@ -96,7 +96,7 @@ def test_half_precision_is_for_rendering_on_cuda_only(on_cuda, wanted, gradients
 def test_float16_renders_what_float32_does(field):
     """On the CPU's autocast, which rounds where CUDA's does: colours differ by less than a step of eight bits."""
     points = BOX[0, 0] + torch.rand(500, 3) * (BOX[0, 1] - BOX[0, 0])
-    et = torch.rand(1, 6) - 0.5
+    et = torch.rand(1, field.config.pose_size) - 0.5
     values = []
     with torch.no_grad():
         for mixed in (False, True):

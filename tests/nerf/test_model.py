@@ -96,11 +96,36 @@ def test_eyes_and_pose_move_everybody(lively):
         lively.model.set_signals(original)
 
 
+def test_sway_moves_torsos_and_nothing_else(lively):
+    lively.eval()
+    lively.model.trained_drives = {"expression"}
+    original, camera = lively.model.signals, camera_of(lively, 0)
+    before = lively.model.render_frame(camera, 2, 0, "expression")
+    swaying = torch.tensor([0.002, -0.001, 0.01]).expand_as(original.sway)
+    lively.model.set_signals(replace(original, sway=swaying))
+    after = lively.model.render_frame(camera, 2, 0, "expression")
+    lively.model.set_signals(original)
+    torso = before["torso"][..., 0] > 0.05
+    assert (before["rgb"] - after["rgb"]).abs().amax(dim=-1)[torso].max() > 1e-3
+    alone = (before["torso"] + after["torso"])[..., 0] == 0
+    assert alone.any() and torch.equal(before["rgb"][alone], after["rgb"][alone])
+
+
+def test_avatars_from_before_there_was_sway_have_none(small_config):
+    torso = small_config.model.torso
+    old = object.__new__(type(torso))
+    old.__setstate__({name: value for name, value in torso.__dict__.items() if name != "sway"})
+    assert torso.sway and not old.sway and old.pose_size == 6
+    small_config.model.torso = old
+    pipeline = DialoguePipeline(small_config, device="cpu", test_mode="inference")
+    assert pipeline.model.conditions(0, torch.tensor([3]), "expression").et.shape == (1, 6)
+
+
 def test_a_torso_with_history_follows_the_poses_before(small_config):
     small_config.model.torso.pose_history = 6
     model = DialoguePipeline(small_config, device="cpu", test_mode="inference").model.eval()
     frames = torch.tensor([0, 10])
-    now, lately = model.conditions(0, frames, "expression").et.chunk(2, dim=-1)
+    now, lately, _ = model.conditions(0, frames, "expression").et.split([6, 6, 3], dim=-1)
     scaled = model._scaled_pose(0, torch.arange(24))
     torch.testing.assert_close(now, scaled[frames])
     torch.testing.assert_close(lately, torch.stack([scaled[0], scaled[4:9].mean(dim=0)]))

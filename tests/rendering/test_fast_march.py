@@ -46,7 +46,7 @@ class Avatar:
         )
         self.torso = lively(TorsoField(torso or TorsoFieldConfig(grid=GRID), sharing, boxes[1]))
         self.signal = HeadSignal(face=torch.randn(1, 8), eyes=torch.randn(1, 4))
-        self.et = torch.rand(1, 12 if self.torso.config.pose_history else 6) - 0.5
+        self.et = torch.rand(1, self.torso.config.pose_size) - 0.5
 
     def occupancy(self, part, row, share):
         grid = OccupancyGrid(self.boxes[part][row], OccupancyGridConfig(resolution=RESOLUTION))
@@ -135,7 +135,7 @@ def test_one_avatar(sharing):
     "head, torso",
     [
         (dict(density_layers=1, colour_layers=2, face_regions=3, geometry_features=9), dict(deform=False)),
-        (dict(hidden_width=20, latent_size=3), dict(pose_appearance=True, pose_history=6, hidden_layers=1)),
+        (dict(hidden_width=20, latent_size=3), dict(pose_appearance=True, pose_history=6, sway=False, hidden_layers=1)),
         (dict(density_layers=3, eye_regions=1), dict(hidden_width=24, pose_frequencies=2)),
     ],
 )
