@@ -344,9 +344,7 @@ class Avatars(nn.Module):
             torch.zeros(count, 8, device=device), torch.zeros(count, 2, device=device),
             torch.zeros(count, 4, device=device),
         )  # fmt: skip
-        movement = 0.05 * torch.sin(
-            0.2 * frames[:, None] + torch.arange(self.torso.config.pose_size, device=device)
-        )
+        movement = 0.05 * torch.sin(0.2 * frames[:, None] + torch.arange(self.torso.config.pose_size, device=device))
         return signal, movement[:, :6], movement
 
     def sources(

@@ -41,7 +41,7 @@ CRITERIA = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-4)
 """When registration of a frame ends."""
 
 RIDGE = 0.1
-"""Of the fit to the head's pose, whose columns have deviation one: keeps a head that hardly moves from explaining anything."""
+"""Of the fit to the head's pose, in frames: a head that hardly moves explains nothing."""
 
 
 def register(
@@ -67,9 +67,7 @@ def register(
     return warp
 
 
-def _at(
-    warp: Optional[Float32[np.ndarray, "2 3"]], centre: Float[np.ndarray, "2"]
-) -> Float[np.ndarray, "3"]:
+def _at(warp: Optional[Float32[np.ndarray, "2 3"]], centre: Float[np.ndarray, "2"]) -> Float[np.ndarray, "3"]:
     """A transform as (right, down, clockwise) about a centre; NaN for none."""
     if warp is None:
         return np.full(3, np.nan)
