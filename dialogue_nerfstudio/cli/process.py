@@ -21,6 +21,7 @@ SHARES = {
     "audio": 2.8,
     "voices": 2.0,
     "roles": 0.1,
+    "tracks": 0.2,
     "report": 3.0,
 }
 """How long the stages take, relative to each other, measured (two people, 1080p); only the estimate of the time left
@@ -94,12 +95,25 @@ class Process:
     face_alignment_weights: Optional[Path] = None
     """A 2DFAN4 state dict for --tracker face-alignment; its own cache, filled by one download, if not given."""
     rttm: Optional[Path] = None
-    """Who speaks when, as RTTM with the participants' ids as speakers; found automatically if not given."""
+    """Who speaks when, as RTTM; found automatically if not given. Speakers named by participants' ids are taken at
+    their word; under other names they are voices, given to the faces whose lips follow them."""
     audio_features: tuple[str, ...] = ("mel", "prosody")
     """What avatars can hear, to be chosen when training: mel, prosody, wav2lip, hubert, wav2vec2."""
     audio_weights: tuple[str, ...] = ()
     """Where their networks are, KIND=PATH each: wav2lip=wav2lip.pth, hubert=FOLDER; hubert and wav2vec2 are downloaded
     if not given."""
+    diarizer: Literal["default", "pyannote"] = "default"
+    """Who tells voices apart: this package, or pyannote.audio, once `ns-dialogue install-pyannote` has built its
+    environment."""
+    num_voices: Optional[int] = None
+    """How many voices there are in the sound, where somebody out of the picture speaks too; one a person if not
+    given."""
+    pyannote_model: str = "pyannote/speaker-diarization-community-1"
+    """pyannote's pipeline: a name on the Hugging Face hub, or a folder."""
+    pyannote_folder: Optional[Path] = None
+    """pyannote's environment, if not in the user's cache folder."""
+    hf_token: Optional[str] = None
+    """Token of the Hugging Face hub for a gated model; HF_TOKEN, or that of `hf auth login`, if not given."""
     eval_fraction: float = 0.1
     """Part of the video, at its end, that training does not see."""
     max_lost_seconds: float = 1.0
@@ -155,6 +169,11 @@ class Process:
             without_sound=self.without_sound,
             tracker=TrackerConfig(self.tracker, self.landmarker_task, self.face_alignment_weights),
             rttm=self.rttm,
+            diarizer=self.diarizer,
+            num_voices=self.num_voices,
+            pyannote_model=self.pyannote_model,
+            pyannote_folder=self.pyannote_folder,
+            hf_token=self.hf_token,
             audio_features=self.audio_features,
             audio_weights=self.audio_weights,
             eval_fraction=self.eval_fraction,
@@ -220,6 +239,7 @@ def _print_summary(console: Any, output: Path) -> None:
 
     from dialogue_nerfstudio.cli.report import print_findings
     from dialogue_nerfstudio.conversation.files import read_json
+    from dialogue_nerfstudio.process.voices import voices_sentence
 
     summary = read_json(output / "process.json")
     if "voices" in summary:
@@ -238,6 +258,9 @@ def _print_summary(console: Any, output: Path) -> None:
             f"{entry['speaking_share']:.0%}",
         )
     console.print(table)
+    voices = voices_sentence(summary.get("roles", {}))
+    if voices:
+        console.print(voices, highlight=False, soft_wrap=True)
     for note in summary.get("notes", []):
         console.print(note, highlight=False, soft_wrap=True)
     if "quality" in summary:

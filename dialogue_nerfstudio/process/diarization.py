@@ -1,4 +1,5 @@
-"""Which voice sounds when: speech detection, voice embeddings, clustering and a Viterbi path through them.
+"""Which voices sound when: speech detection, voice embeddings, clustering and a Viterbi path through them, two voices
+at once included (see `overlap.py`).
 
 Conventions. `audio` is mono float32 `[S]`; inside this module it is 16 kHz. Times are seconds from sample 0. A *voice
 embedding* is a unit vector of 256 non-negative numbers (GE2E), taken over a window of `window` seconds around its
@@ -12,7 +13,7 @@ sets torch to one thread for the whole process, importing resemblyzer needs webr
 
 import importlib.util
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import librosa
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from dialogue_nerfstudio.conversation.errors import DialogueError
 from dialogue_nerfstudio.conversation.roles import SpeechSegment
 from dialogue_nerfstudio.process.audio_features import SAMPLE_RATE
+from dialogue_nerfstudio.process.overlap import OverlapConfig, pure_windows, state_scores, states_of
 
 VAD_STEP = 512 / SAMPLE_RATE
 """Seconds between two speech probabilities: Silero's window at 16 kHz."""
@@ -64,6 +66,8 @@ class DiarizationConfig:
     """Windows embedded at once."""
     seed: int = 0
     """Seed of the clustering's starts."""
+    overlap: OverlapConfig = field(default_factory=OverlapConfig)
+    """Two voices at once."""
 
 
 class VoiceEncoder(nn.Module):
@@ -86,8 +90,8 @@ def diarize(
     num_speakers: int,
     config: DiarizationConfig | None = None,
 ) -> list[SpeechSegment]:
-    """Segments of speech, each with its voice, in order; no two overlap. With one speaker this is speech detection
-    alone.
+    """Segments of speech, each with its voice, in order; they overlap where two voices sound at once. With one speaker
+    this is speech detection alone.
 
     Fewer voices than asked for come back where there is too little speech to tell them apart, none where there is no
     speech.
@@ -107,9 +111,25 @@ def diarize(
     times = np.concatenate([np.arange(start + config.hop / 2, end, config.hop) for start, end in speech])
     if len(times) < num_speakers:
         return [SpeechSegment(start, end, "voice0") for start, end in speech]
-    embeddings = embed_voice(audio, times, config)
+    encoder = load_voice_encoder()
+    windows = voice_windows(audio, times, config)
+    embeddings = embed_windows(encoder, windows, config)
     labels = separate_voices(embeddings, num_speakers, config)
-    return label_intervals(speech, times, labels)
+    sounding = np.eye(num_speakers, dtype=bool)[labels]
+    if config.overlap.enabled and len(np.unique(labels)) == num_speakers:
+        scores = state_scores(
+            embeddings,
+            windows,
+            pure_windows(times, labels, config.hop, config.overlap.pure_margin),
+            labels,
+            lambda made: embed_windows(encoder, made, config),
+            config.overlap,
+        )
+        if scores is not None:
+            path = viterbi(scores, config.overlap.switch_cost)
+            states = np.array([[v in state for v in range(num_speakers)] for state in states_of(num_speakers)])
+            sounding = states[path]
+    return label_intervals(speech, times, sounding)
 
 
 # Speech
@@ -170,14 +190,28 @@ def embed_voice(
     Raises:
         DialogueError: Resemblyzer is not installed.
     """
-    encoder = load_voice_encoder()
+    return embed_windows(load_voice_encoder(), voice_windows(audio, times, config), config)
+
+
+def voice_windows(
+    audio: Float[np.ndarray, " num_samples"], times: Float[np.ndarray, " num_times"], config: DiarizationConfig
+) -> Float[np.ndarray, "num_times steps 40"]:
+    """The encoder's input around each of `times`."""
     steps = round(config.window * MEL_RATE)
     mel = np.pad(voice_mel(audio), ((steps, steps), (0, 0)))
     first = np.clip(np.round(times * MEL_RATE - steps / 2).astype(int) + steps, 0, len(mel) - steps)
-    embeddings = np.empty((len(times), EMBEDDING_SIZE), np.float32)
+    # A view: windows overlap tenfold.
+    return np.lib.stride_tricks.sliding_window_view(mel, steps, axis=0).transpose(0, 2, 1)[first]
+
+
+def embed_windows(
+    encoder: VoiceEncoder, windows: Float[np.ndarray, "n steps 40"], config: DiarizationConfig
+) -> Float[np.ndarray, "n 256"]:
+    """Voice embeddings of windows."""
+    embeddings = np.empty((len(windows), EMBEDDING_SIZE), np.float32)
     with torch.no_grad():
-        for start in range(0, len(times), config.batch_size):
-            batch = mel[first[start : start + config.batch_size, None] + np.arange(steps)]
+        for start in range(0, len(windows), config.batch_size):
+            batch = np.ascontiguousarray(windows[start : start + config.batch_size])
             embeddings[start : start + config.batch_size] = encoder(torch.from_numpy(batch)).numpy()
     return embeddings
 
@@ -248,24 +282,29 @@ def viterbi(scores: Float[np.ndarray, "num_steps num_states"], switch_cost: floa
 
 
 def label_intervals(
-    speech: list[tuple[float, float]], times: Float[np.ndarray, " num_times"], labels: Int[np.ndarray, " num_times"]
+    speech: list[tuple[float, float]],
+    times: Float[np.ndarray, " num_times"],
+    sounding: Bool[np.ndarray, "num_times num_voices"],
 ) -> list[SpeechSegment]:
-    """Cut each stretch of speech half-way between neighbouring times of different voices, and name voices in order of
-    appearance."""
-    names: dict[int, str] = {}
-    segments: list[SpeechSegment] = []
+    """Each voice's segments: stretches of speech cut half-way between neighbouring times at which it does and does not
+    sound; voices are named in order of appearance."""
+    found: list[tuple[float, float, int]] = []
     for start, end in speech:
         inside = np.flatnonzero((times >= start) & (times < end))
         if len(inside) == 0:
             inside = np.array([np.abs(times - (start + end) / 2).argmin()])
-        changes = np.flatnonzero(np.diff(labels[inside]))
-        edges = [start, *((times[inside[changes]] + times[inside[changes + 1]]) / 2), end]
-        voices = labels[inside[np.concatenate([[0], changes + 1])]]
-        for left, right, voice in zip(edges[:-1], edges[1:], voices, strict=True):
-            segments.append(
-                SpeechSegment(float(left), float(right), names.setdefault(int(voice), f"voice{len(names)}"))
-            )
-    return segments
+        for voice in range(sounding.shape[1]):
+            heard = sounding[inside, voice]
+            changes = np.flatnonzero(np.diff(heard.astype(np.int8)))
+            edges = [start, *((times[inside[changes]] + times[inside[changes + 1]]) / 2), end]
+            values = heard[np.concatenate([[0], changes + 1])]
+            pieces = zip(edges[:-1], edges[1:], values, strict=True)
+            found += [(float(left), float(right), voice) for left, right, value in pieces if value]
+    names: dict[int, str] = {}
+    return [
+        SpeechSegment(left, right, names.setdefault(voice, f"voice{len(names)}"))
+        for left, right, voice in sorted(found)
+    ]
 
 
 def speech_frames(segments: list[SpeechSegment], num_frames: int, fps: float) -> Bool[np.ndarray, " num_frames"]:

@@ -12,8 +12,9 @@
     sway         what the shoulders do beyond following the head      (sway)
     boxes        where head and torso can be                          (boxes)
     audio        the sound and its features                           (audio_features)
-    voices       who speaks when                                      (diarization)
+    voices       who speaks when                                      (diarization, pyannote_environment)
     roles        which face each voice belongs to                     (voices)
+    tracks       each participant's own sound                         (participant_audio)
     report       what the result is worth as training data            (quality, report)
 
 Every stage leaves files and a stamp (see `stages`); conversation.json comes last. Frames are streamed: memory does not
@@ -28,9 +29,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Any, Callable, Dict, List, Literal, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Literal, Optional, Sequence, Tuple, Union
 
 import numpy as np
+from jaxtyping import Float
 
 import dialogue_nerfstudio
 from dialogue_nerfstudio.conversation.conversation import (
@@ -68,6 +70,9 @@ from dialogue_nerfstudio.process.stages import Progress, StageRunner, source_fin
 from dialogue_nerfstudio.process.sway import measure_sway
 from dialogue_nerfstudio.process.trackers import FaceTracker, TrackerConfig, lacks_sentence, make_tracker
 
+if TYPE_CHECKING:
+    from dialogue_nerfstudio.process.pyannote_environment import PyannoteConfig
+
 MAX_WORKERS = 4
 """Most participants worked on at once."""
 
@@ -101,11 +106,23 @@ class ProcessConfig:
     without_sound: bool = False
     """Take silence for the sound, so that videos without any can be used; nothing can then be driven by sound."""
     rttm: Optional[Path] = None
-    """Who speaks when, with the participants' ids as speakers; None finds out by diarization."""
+    """Who speaks when; None finds out by diarization. Speakers named by participants' ids are taken at their word;
+    under other names they are voices, given to the faces whose lips follow them."""
     audio_features: Tuple[str, ...] = ("mel", "prosody")
     """What avatars can hear: mel, prosody, wav2lip, hubert, wav2vec2."""
     audio_weights: Tuple[str, ...] = ()
     """Where their networks are, KIND=PATH each: wav2lip.pth, a folder of transformers' format, or a hub name."""
+    diarizer: Literal["default", "pyannote"] = "default"
+    """Who tells voices apart: this package, or pyannote.audio in an environment of its own (`ns-dialogue
+    install-pyannote`)."""
+    num_voices: Optional[int] = None
+    """How many voices there are in the sound, where people out of the picture speak too; None for one a person."""
+    pyannote_model: str = "pyannote/speaker-diarization-community-1"
+    """pyannote's pipeline: a name on the Hugging Face hub, or a folder."""
+    pyannote_folder: Optional[Path] = None
+    """pyannote's environment, if not in the user's cache folder."""
+    hf_token: Optional[str] = None
+    """Token of the Hugging Face hub for a gated model; None for HF_TOKEN, or that of `hf auth login`."""
     eval_fraction: float = 0.1
     """Part of the frames, at the end, held out from training."""
     max_lost_seconds: float = 1.0
@@ -173,6 +190,12 @@ def check_options(config: ProcessConfig, paths: Sequence[Path]) -> None:
     if config.shot is not None and config.shot < 1:
         raise DialogueError(f"shot must be at least 1, not {config.shot}.")
     feature_options(config)
+    if config.num_voices is not None and config.num_voices < 1:
+        raise DialogueError(f"num_voices must be at least 1, not {config.num_voices}.")
+    if config.diarizer == "pyannote" and config.rttm is None:
+        from dialogue_nerfstudio.process.pyannote_environment import check_pyannote
+
+        check_pyannote(pyannote_config(config))
     if config.size is not None and (config.size < 64 or config.size % 2):
         raise DialogueError(f"size must be an even number of at least 64 pixels, not {config.size}.")
     if config.focal is not None and not config.focal > 0:
@@ -377,17 +400,29 @@ class Processing:
         )
         if given_roles is None:
             runner.run(
-                "voices", self.find_voices, [self.work("voices.rttm")], needs=["audio"], options={"people": len(each)}
+                "voices",
+                self.find_voices,
+                [self.work("voices.rttm")],
+                needs=["audio"],
+                options={
+                    "voices": config.num_voices or len(each),
+                    "diarizer": config.diarizer,
+                    "model": config.pyannote_model if config.diarizer == "pyannote" else None,
+                    "rttm": source_fingerprint([] if config.rttm is None else [Path(config.rttm)]),
+                },
+                version=2,
             )
             runner.run(
                 "roles",
                 self.assign_roles,
                 [self.work("roles.rttm"), self.work("roles_found.json")],
                 needs=["voices", "expression"],
+                version=2,
             )
             segments = read_rttm(self.work("roles.rttm"))
         else:
             segments = given_roles
+        self.run_tracks(clipped(segments, self.num_frames / FPS))
         conversation = self.assemble(segments)
         self.run_report(conversation, ["expression", "background", "audio"])
         if not config.allow_unusable:
@@ -466,10 +501,15 @@ class Processing:
         return names
 
     def given_roles(self) -> Optional[List[SpeechSegment]]:
-        """The user's RTTM, checked before any long stage runs."""
+        """The user's RTTM if it names participants, checked before any long stage runs; None where voices are still to
+        be given to faces."""
         if self.config.rttm is None:
             return None
         segments = read_rttm(self.config.rttm)
+        names = {segment.speaker for segment in segments}
+        # A diarizer's own names: with one participant there is nobody to tell apart, and a name may be mistyped.
+        if names and not names & set(self.ids) and len(self.ids) > 1:
+            return None
         try:
             segments_to_frames(segments, self.ids, 0, FPS)
         except DialogueError as error:
@@ -713,9 +753,33 @@ class Processing:
 
     def find_voices(self, progress: Callable[[float], None]) -> None:
         from dialogue_nerfstudio.process.audio_features import load_audio
-        from dialogue_nerfstudio.process.diarization import diarize
 
-        write_rttm(self.work("voices.rttm"), diarize(load_audio(self.output / "audio.wav"), SAMPLE_RATE, len(self.ids)))
+        if self.config.rttm is not None:
+            segments = clipped(read_rttm(self.config.rttm), self.num_frames / FPS)
+        else:
+            segments = recognised_voices(load_audio(self.output / "audio.wav"), len(self.ids), self.config)
+        write_rttm(self.work("voices.rttm"), segments)
+
+    def run_tracks(self, segments: List[SpeechSegment]) -> None:
+        """audio/<id>.wav by role, where the participants were not recorded apart."""
+        apart = len(self.config.audio or self.sources) > 1
+        if len(self.ids) > 1 and not apart and not self.config.without_sound:
+            self.runner.run(
+                "tracks",
+                lambda progress: self.split_tracks(segments),
+                [self.output / "audio" / f"{i}.wav" for i in self.ids],
+                needs=["audio"],
+                options={"segments": [[s.start, s.end, s.speaker] for s in segments]},
+            )
+
+    def split_tracks(self, segments: List[SpeechSegment]) -> None:
+        from dialogue_nerfstudio.process.audio_features import load_audio, save_wav
+        from dialogue_nerfstudio.process.participant_audio import split_by_role
+
+        speaking = segments_to_frames(segments, self.ids, self.num_frames, FPS)
+        split = split_by_role(load_audio(self.output / "audio.wav"), SAMPLE_RATE, speaking, FPS)
+        for participant, track in zip(self.ids, split.tracks, strict=True):
+            save_wav(self.output / "audio" / f"{participant}.wav", track)
 
     def assign_roles(self, progress: Callable[[float], None]) -> None:
         from dialogue_nerfstudio.process.voices import assign_voices
@@ -734,6 +798,9 @@ class Processing:
                 "voice_to_participant": assignment.voice_to_participant,
                 "confidence": assignment.confidence,
                 "disagreement": assignment.disagreement,
+                "off_screen": assignment.off_screen,
+                "overlap_seconds": assignment.overlap_seconds,
+                "voices_by": "rttm" if self.config.rttm is not None else self.config.diarizer,
             },
         )
 
@@ -852,7 +919,7 @@ class Processing:
     def roles_found(self) -> Dict[str, Any]:
         """How voices were given to faces; nothing where that was no question."""
         found = self.work("roles_found.json")
-        if self.config.rttm is not None:
+        if self.config.rttm is not None and self.given_roles() is not None:
             return {"method": "rttm"}
         return read_json(found) if found.is_file() else {}
 
@@ -887,6 +954,29 @@ class Processing:
             "seconds": {**self.runner.seconds, "total": float(sum(self.runner.seconds.values()))},
             "stages_run": self.runner.ran,
         }
+
+
+def recognised_voices(
+    audio: Float[np.ndarray, " num_samples"], num_people: int, config: ProcessConfig
+) -> List[SpeechSegment]:
+    """Which voices sound when in 16 kHz sound, by the diarizer asked for.
+
+    Raises:
+        DialogueError: it is not installed, or its model cannot be had.
+    """
+    from dialogue_nerfstudio.process.diarization import diarize
+    from dialogue_nerfstudio.process.pyannote_environment import diarize_with_pyannote
+
+    voices = config.num_voices or num_people
+    if config.diarizer == "pyannote":
+        return diarize_with_pyannote(audio, SAMPLE_RATE, voices, pyannote_config(config))
+    return diarize(audio, SAMPLE_RATE, voices)
+
+
+def pyannote_config(config: ProcessConfig) -> "PyannoteConfig":
+    from dialogue_nerfstudio.process.pyannote_environment import PyannoteConfig
+
+    return PyannoteConfig(config.pyannote_model, config.hf_token, config.pyannote_folder)
 
 
 def clipped(segments: Sequence[SpeechSegment], end: float) -> List[SpeechSegment]:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 from jaxtyping import Float
@@ -77,7 +77,7 @@ def install_pyannote(
         DialogueError: the folder holds something else, or a step fails; the half-built environment is removed.
     """
     folder = Path(folder or default_folder()).expanduser().absolute()
-    wanted = requirements.read_text(encoding="utf-8")
+    wanted = "\n".join(_pins(requirements))
     if (folder / STAMP).is_file() and read_json(folder / STAMP).get("requirements") == wanted:
         say(f"{folder} is whole already.")
         return folder
@@ -91,7 +91,7 @@ def install_pyannote(
         "an empty environment": [sys.executable, "-m", "venv", str(folder)],
         "pyannote.audio and what it needs (some gigabytes)": [
             *(str(python), "-I", "-m", "pip", "install", "--disable-pip-version-check", "--no-input", *extra),
-            *("--requirement", str(requirements)),
+            *_pins(requirements),
         ],
         "the import": [str(python), "-I", "-c", "import pyannote.audio; print(pyannote.audio.__version__)"],
     }
@@ -114,6 +114,16 @@ def install_pyannote(
     write_json(folder / STAMP, {"pyannote.audio": version, "requirements": wanted})
     say(f"pyannote.audio {version} is in {folder}.")
     return folder
+
+
+def _pins(requirements: Path) -> list[str]:
+    """What to install: everything on Python 3.11 and later; before that some of it has no release, so pyannote and
+    torch are pinned and pip finds the rest."""
+    lines = [line.strip() for line in requirements.read_text(encoding="utf-8").splitlines()]
+    pins = [line for line in lines if line and not line.startswith("#")]
+    if sys.version_info >= (3, 11):
+        return pins
+    return [line for line in pins if line.split("==")[0] in ("pyannote-audio", "torch", "torchaudio", "torchcodec")]
 
 
 def check_pyannote(config: PyannoteConfig) -> Path:
@@ -197,7 +207,7 @@ def diarize_with_pyannote(
         return read_rttm(work / "voices.rttm")
 
 
-def _sentence(answer: dict[str, str], config: PyannoteConfig) -> str:
+def _sentence(answer: dict[str, Any], config: PyannoteConfig) -> str:
     if answer["kind"] == "gated":
         return _gated_sentence(config.model, answer["message"])
     if answer["kind"] == "missing":

@@ -34,6 +34,7 @@ from dialogue_nerfstudio.metrics.lips import MOUTH_48_67
 from dialogue_nerfstudio.process import quality as limits
 from dialogue_nerfstudio.process.landmarks import lost_runs
 from dialogue_nerfstudio.process.quality import LipSync, ParticipantQuality, Quality
+from dialogue_nerfstudio.process.voices import voices_sentence
 
 WIDTH = 10.0
 """Width of a chart, inches; the page scales it."""
@@ -363,6 +364,7 @@ def report_html(conversation: Conversation, quality: Quality) -> str:
         version=conversation.provenance.get("version", ""),
         seconds=quality.num_frames / quality.fps,
         quality=quality,
+        voices=voices_sentence(quality.roles),
         names=names,
         people=people,
         timeline=timeline,

@@ -8,6 +8,7 @@ One file holds everybody, and its voices are told apart; of several files, which
 Participants have no camera, no boxes and no motion (`Participant.is_voice`).
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
@@ -29,6 +30,7 @@ from dialogue_nerfstudio.process.pipeline import (
     feature_files,
     feature_options,
     feature_stage_options,
+    recognised_voices,
 )
 from dialogue_nerfstudio.process.stages import Progress, StageRunner, source_fingerprint
 
@@ -94,7 +96,8 @@ class _SoundProcessing:
         segments = given
         if segments is None:
             found = self.output / WORK_FOLDER / "voices.rttm"
-            runner.run("voices", self.find_voices, [found], ["sound"])
+            diarizer = {"diarizer": self.config.diarizer, "model": self.config.pyannote_model}
+            runner.run("voices", self.find_voices, [found], ["sound"], diarizer, version=2)
             segments = read_rttm(found)
         return self.finish(segments)
 
@@ -160,7 +163,7 @@ class _SoundProcessing:
                 segments += [SpeechSegment(segment.start, segment.end, name) for segment in heard]
                 progress((index + 1) / len(self.ids))
         else:
-            heard = diarize(self._sound(), SAMPLE_RATE, len(self.ids))
+            heard = recognised_voices(self._sound(), len(self.ids), replace(self.config, num_voices=None))
             names = dict(zip(dict.fromkeys(segment.speaker for segment in heard), self.ids, strict=False))
             segments = [SpeechSegment(segment.start, segment.end, names[segment.speaker]) for segment in heard]
         write_rttm(self.output / WORK_FOLDER / "voices.rttm", segments)

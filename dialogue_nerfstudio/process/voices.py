@@ -6,20 +6,23 @@ within about `lip_window` seconds: moving lips of a speaker are several times li
 still. Its logarithm is modelled as a Gaussian for who speaks and one for who does not; a *lip score* `[T, P]` is the
 log likelihood ratio of the two, positive where the lips speak, 0 where the face was not seen.
 
-Voices that sound at once are recognised as one, so that voices and lips together name one speaker at a time; who else
-speaks meanwhile, a "yeah" into another's sentence, is found from the lips alone (`add_overlaps`).
+Voices and lips together name one main speaker at a time. Who else speaks meanwhile, a "yeah" into another's sentence,
+is found from the lips (`add_overlaps`), which need say less where the diarizer heard two voices at once.
+
+A voice that no face's lips follow, where there are more voices than faces, belongs to somebody out of the picture: its
+speech is nobody's here.
 """
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal, Mapping, Sequence
+from typing import Any, Literal, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.ndimage import find_objects, gaussian_filter1d, label
 from scipy.optimize import linear_sum_assignment
 
-from dialogue_nerfstudio.conversation.roles import SpeechSegment, frames_to_segments
+from dialogue_nerfstudio.conversation.roles import SpeechSegment, frames_to_segments, segments_to_frames
 from dialogue_nerfstudio.process.diarization import viterbi
 
 
@@ -54,6 +57,12 @@ class VoiceConfig:
     """`lip_window` (s) for who speaks at the same time as another: what is put in so is short."""
     overlap_evidence: float = 2.0
     """Lip score that it takes at every frame."""
+    heard_overlap_evidence: float = 0.0
+    """And where the diarizer heard this participant's voice beside another's."""
+    least_agreement: float = 0.25
+    """Voices that agree with the lips less than this (Cohen's kappa) are not believed."""
+    certain_evidence: float = 3.0
+    """Log odds beyond a reasonable doubt, for a decision about a whole voice."""
     min_overlap: float = 0.16
     """And for how long at least (s)."""
     rounds: int = 4
@@ -67,7 +76,7 @@ class VoiceAssignment:
     segments: list[SpeechSegment]
     """Speech of each participant, by id; edges lie between frames."""
     voice_to_participant: dict[str, str]
-    """The face each voice was given to; empty where the lips decided alone."""
+    """The face each voice was given to; empty where the lips decided alone, without those out of the picture."""
     confidence: dict[str, float]
     """For each voice, the share (0-1) of its time in which its face's lips moved most like a speaker's; 1 / number of
     faces is chance."""
@@ -79,6 +88,10 @@ class VoiceAssignment:
     participant's lips never moved."""
     reason: str = ""
     """Why a method other than "voices+lips" was used, in a sentence for the user."""
+    off_screen: list[str] = field(default_factory=list)
+    """Voices that no face's lips follow."""
+    overlap_seconds: float = 0.0
+    """Time in which two or more participants speak at once."""
     speaking: Bool[np.ndarray, "num_frames num_participants"] = field(
         default_factory=lambda: np.zeros((0, 0), bool), repr=False
     )
@@ -173,11 +186,19 @@ def add_overlaps(
     scores: Float[np.ndarray, "num_frames num_participants"],
     fps: float,
     config: VoiceConfig,
+    heard: Bool[np.ndarray, "num_frames num_participants"] | None = None,
 ) -> Bool[np.ndarray, "num_frames num_participants"]:
     """The same roles with those added who, while others speak, move their lips like a speaker for at least
-    `min_overlap` seconds without a break; `scores` are lip scores of activity in `overlap_window`."""
+    `min_overlap` seconds without a break.
+
+    `scores` are lip scores of activity in `overlap_window`; `heard` says whose voice the diarizer heard beside
+    another, where less of the lips is asked for.
+    """
     joined = speaking.copy()
-    candidates = speaking.any(1, keepdims=True) & ~speaking & (scores >= config.overlap_evidence)
+    evidence = config.overlap_evidence
+    if heard is not None:
+        evidence = np.where(heard, config.heard_overlap_evidence, config.overlap_evidence)
+    candidates = speaking.any(1, keepdims=True) & ~speaking & (scores >= evidence)
     for participant in range(speaking.shape[1]):
         for (run,) in find_objects(label(candidates[:, participant])[0]):
             if run.stop - run.start >= config.min_overlap * fps - 1e-6:
@@ -218,51 +239,99 @@ def assign_voices(
     activity = np.stack([lip_activity(openings[name], fps, config.lip_window) for name in ids], axis=-1)
     num_frames, num_participants = activity.shape
     voices = sorted({segment.speaker for segment in segments})
+    sounding = segments_to_frames(segments, voices, num_frames, fps)
     voice = _voice_per_frame(segments, voices, num_frames, fps)
     speech = voice >= 0
     if not speech.any():
         return VoiceAssignment(
-            [], {}, {}, 0.0, "silent", "there is no speech in the sound", np.zeros((num_frames, num_participants), bool)
+            [],
+            {},
+            {},
+            0.0,
+            "silent",
+            "there is no speech in the sound",
+            speaking=np.zeros((num_frames, num_participants), bool),
         )
     if num_participants == 1:
-        return _assign_single(speech, voices, activity, ids, fps, config)
+        return _assign_single(voice, voices, activity, ids, fps, config)
 
     speaking_level = np.full(num_participants, np.log(config.speaking_activity))
     listening_level = np.full(num_participants, np.log(config.listening_activity))
     for _ in range(config.rounds):
         scores = lip_scores(activity, speaking_level, listening_level, config)
         lips_alone = fuse_roles(speech, np.full(num_frames, -1), scores, fps, config)
-        match = match_voices(_evidence(voice, scores, len(voices)))
-        reason = _why_voices_are_no_help(voice, scores, voices, ids, match, fps, config)
+        off_screen = _off_screen(voice, scores, len(voices), fps, config)
+        evidence = _evidence(voice, scores, len(voices))
+        match = match_voices(np.where(off_screen[:, None], 0.0, evidence))
+        speech = (voice >= 0) & ~off_screen[voice]
+        reason = _why_voices_are_no_help(np.where(speech, voice, -1), scores, voices, ids, match, fps, config)
         voice_face = np.full(num_frames, -1) if reason else np.where(speech, match[voice], -1)
         speaking = fuse_roles(speech, voice_face, scores, fps, config)
         speaking_level, listening_level = fit_levels(activity, speaking, fps, config)
     speaking = bridge_pauses(speaking, fps, config.min_pause)
     brief = np.stack([lip_activity(openings[name], fps, config.overlap_window) for name in ids], axis=-1)
     brief_scores = lip_scores(brief, *fit_levels(brief, speaking, fps, config), config)
-    speaking = add_overlaps(speaking, brief_scores, fps, config)
+    heard = np.zeros_like(speaking)
+    if not reason:
+        for k in np.flatnonzero(~off_screen):
+            heard[:, match[k]] |= sounding[:, k] & (sounding.sum(1) > 1)
+    speaking = add_overlaps(speaking, brief_scores, fps, config, heard)
 
     best = scores.argmax(1)
-    confidence = {name: float((best[voice == k] == match[k]).mean()) for k, name in enumerate(voices)}
+    follows = best[:, None] == match
+    follows[:, off_screen] = (scores.max(1) < 0)[:, None]
+    mine = voice[:, None] == np.arange(len(voices))
+    # Of a voice that is never the main one (it always sounds beside others) the lips say nothing.
+    confidence = {
+        name: float(follows[mine[:, k], k].mean()) if mine[:, k].any() else 0.0 for k, name in enumerate(voices)
+    }
     named = match[voice[speech]]
     return VoiceAssignment(
         segments=frames_to_segments(speaking, ids, fps),
-        voice_to_participant={} if reason else {name: ids[match[k]] for k, name in enumerate(voices)},
+        voice_to_participant={}
+        if reason
+        else {name: ids[match[k]] for k, name in enumerate(voices) if not off_screen[k]},
         confidence=confidence,
-        disagreement=float((lips_alone[speech].argmax(1) != named).mean()),
+        disagreement=float((lips_alone[speech].argmax(1) != named).mean()) if speech.any() else 0.0,
+        off_screen=[name for k, name in enumerate(voices) if off_screen[k]],
+        overlap_seconds=float((speaking.sum(1) > 1).sum() / fps),
         method="lips" if reason else "voices+lips",
         reason=reason,
         speaking=speaking,
     )
 
 
+def voices_sentence(roles: Mapping[str, Any]) -> str:
+    """Which voice became whose, how surely, and how far lips and voices disagree, in a line for the user; empty where
+    that was no question.
+
+    Args:
+        roles: process.json's "roles".
+    """
+    if roles.get("method") not in ("voices+lips", "lips", "single"):
+        return ""
+    confidence = roles.get("confidence", {})
+    given = roles.get("voice_to_participant", {})
+    if roles["method"] == "single" and not roles.get("off_screen"):
+        return ""
+    parts = [f"{voice} is {person} (lips agree {confidence.get(voice, 0.0):.0%})" for voice, person in given.items()]
+    parts += [f"{voice} is nobody in the picture" for voice in roles.get("off_screen", [])]
+    if roles["method"] == "lips":
+        parts = ["the lips alone decide"]
+    disagreement = f"voices and lips disagree in {roles.get('disagreement', 0.0):.0%} of the speech"
+    sentence = f"Voices: {', '.join(parts)}; {disagreement}"
+    overlap = roles.get("overlap_seconds", 0.0)
+    return f"{sentence}{f'; {overlap:.1f} s spoken at once' if overlap else ''}."
+
+
 def _voice_per_frame(
     segments: Sequence[SpeechSegment], voices: list[str], num_frames: int, fps: float
 ) -> Int[np.ndarray, " num_frames"]:
-    """Index of the voice at each frame's centre, -1 for silence; where two overlap, the one that began later."""
+    """Index of the main voice at each frame's centre, -1 for silence; where two overlap, the one that began first, and
+    of two that began together the one that goes on longer."""
     voice = np.full(num_frames, -1)
     centres = (np.arange(num_frames) + 0.5) / fps
-    for segment in sorted(segments, key=lambda segment: segment.start):
+    for segment in sorted(segments, key=lambda segment: (segment.start, -segment.end), reverse=True):
         voice[(centres >= segment.start) & (centres < segment.end)] = voices.index(segment.speaker)
     return voice
 
@@ -275,6 +344,38 @@ def _evidence(
     return np.stack([contrast[voice == k].sum(0) for k in range(num_voices)])
 
 
+def _off_screen(
+    voice: Int[np.ndarray, " num_frames"],
+    scores: Float[np.ndarray, "num_frames p"],
+    num_voices: int,
+    fps: float,
+    config: VoiceConfig,
+) -> Bool[np.ndarray, " num_voices"]:
+    """Which voices belong to nobody in the picture: where there are more voices than faces, those during which the
+    lips of every face that was seen say, beyond a reasonable doubt, that they are a listener's."""
+    if num_voices <= scores.shape[1]:
+        return np.zeros(num_voices, bool)
+    odds = np.stack([scores[voice == k].sum(0) for k in range(num_voices)]) / max(config.independent_seconds * fps, 1.0)
+    return odds.max(1) < -config.certain_evidence
+
+
+def agreement_beyond_chance(
+    faces: Int[np.ndarray, " n"], scores: Float[np.ndarray, "n num_participants"], sure: float = 1.0
+) -> float:
+    """Cohen's kappa (1960) between the faces that voices name and those whose lips move most like a speaker's, where
+    one does by `sure` log odds more than the others: 1 always the same, 0 as often as chance has it; NaN where lips
+    are never sure.
+    """
+    ordered = np.sort(scores, axis=1)
+    chosen = ordered[:, -1] - ordered[:, -2] > sure
+    if not chosen.any():
+        return float("nan")
+    lips, faces = scores[chosen].argmax(1), faces[chosen]
+    same = float((lips == faces).mean())
+    chance = sum(float((lips == face).mean() * (faces == face).mean()) for face in range(scores.shape[1]))
+    return 1.0 if chance == 1.0 else (same - chance) / (1.0 - chance)
+
+
 def _why_voices_are_no_help(
     voice, scores, voices: list[str], ids: list[str], match, fps: float, config: VoiceConfig
 ) -> str:
@@ -283,36 +384,53 @@ def _why_voices_are_no_help(
     if len(heard) == 1:
         return f"only one voice was recognised for {len(ids)} people, so the lips alone decide who speaks"
     evidence = _evidence(voice, scores, len(voices))[heard] / max(config.independent_seconds * fps, 1.0)
+    if len(heard) == 0:
+        return "no voice belongs to anybody in the picture"
     chosen = match[heard]
     given = evidence[np.arange(len(heard)), chosen]
     best = evidence.max(1)
     # The lips' log odds for voices that share a face, against a face for every voice: beyond a reasonable doubt.
-    if len(heard) <= len(ids) and (best - given).sum() > 3.0:
+    if len(heard) <= len(ids) and (best - given).sum() > config.certain_evidence:
         face = ids[int(evidence.argmax(1)[(best - given).argmax()])]
         return (
             f"several recognised voices all sound while the lips of '{face}' move, so the lips alone decide who speaks"
+        )
+    known = voice >= 0
+    if agreement_beyond_chance(match[voice[known]], scores[known]) < config.least_agreement:
+        return (
+            "the recognised voices follow the faces' lips hardly more than by chance, as if they could not be told "
+            "apart, so the lips alone decide who speaks"
         )
     return ""
 
 
 def _assign_single(
-    speech, voices: list[str], activity, ids: list[str], fps: float, config: VoiceConfig
+    voice: Int[np.ndarray, " num_frames"],
+    voices: list[str],
+    activity: Float[np.ndarray, "num_frames 1"],
+    ids: list[str],
+    fps: float,
+    config: VoiceConfig,
 ) -> VoiceAssignment:
-    """One participant: all speech is theirs, unless their lips never move."""
+    """One participant: all speech is theirs, unless their lips never move, or of several voices some are not."""
+    levels = (np.full(1, np.log(config.speaking_activity)), np.full(1, np.log(config.listening_activity)))
+    off_screen = _off_screen(voice, lip_scores(activity, *levels, config), len(voices), fps, config)
+    speech = (voice >= 0) & ~off_screen[voice]
     during = activity[speech, 0]
     during = during[np.isfinite(during)]
     if len(during) and np.quantile(during, 0.95) < config.still_activity:
         reason = f"the lips of '{ids[0]}' never move, so the speech is somebody else's"
         return VoiceAssignment(
-            [], {}, {name: 0.0 for name in voices}, 1.0, "silent", reason, np.zeros((len(speech), 1), bool)
+            [], {}, {name: 0.0 for name in voices}, 1.0, "silent", reason, speaking=np.zeros((len(speech), 1), bool)
         )
     moving = float((during >= config.still_activity).mean()) if len(during) else 0.0
     speaking = bridge_pauses(speech[:, None], fps, config.min_pause)
     return VoiceAssignment(
         segments=frames_to_segments(speaking, ids, fps),
-        voice_to_participant={name: ids[0] for name in voices},
+        voice_to_participant={name: ids[0] for k, name in enumerate(voices) if not off_screen[k]},
         confidence={name: moving for name in voices},
         disagreement=1.0 - moving if len(during) else 0.0,
+        off_screen=[name for k, name in enumerate(voices) if off_screen[k]],
         method="single",
         reason="there is one participant",
         speaking=speaking,

@@ -168,7 +168,7 @@ def test_padding_stays_inside_the_sound():
 
 def test_intervals_are_cut_half_way_and_voices_named_by_appearance():
     times = np.array([0.1, 0.2, 0.3, 1.1, 1.2])
-    segments = label_intervals([(0.05, 0.35), (1.05, 1.25)], times, np.array([1, 1, 0, 0, 1]))
+    segments = label_intervals([(0.05, 0.35), (1.05, 1.25)], times, np.eye(2, dtype=bool)[[1, 1, 0, 0, 1]])
     assert [(round(s.start, 3), round(s.end, 3), s.speaker) for s in segments] == [
         (0.05, 0.25, "voice0"),
         (0.25, 0.35, "voice1"),
@@ -246,7 +246,7 @@ def test_error_rate_of_a_real_conversation(shared_clips):
     audio = load_audio(shared_clips / "conversation_30s.wav")
     reference = read_rttm(shared_clips / "conversation_30s.rttm")
     segments = diarize(audio, SAMPLE_RATE, 2)
-    assert diarization_error(reference, segments, 30.0)["der"] < 0.13
+    assert diarization_error(reference, segments, 30.0)["der"] < 0.125
     alone = diarize(audio, SAMPLE_RATE, 1)
     assert {segment.speaker for segment in alone} == {"voice0"}
     assert diarization_error(reference, alone, 30.0)["miss"] < 0.12

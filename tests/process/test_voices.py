@@ -8,6 +8,7 @@ from dialogue_nerfstudio.metrics.tracking import role_accuracy
 from dialogue_nerfstudio.process.voices import (
     VoiceConfig,
     add_overlaps,
+    agreement_beyond_chance,
     assign_voices,
     bridge_pauses,
     fit_levels,
@@ -188,6 +189,69 @@ def test_a_word_put_in_is_heard_from_its_lips_and_a_smile_is_not():
     assert len({segment.speaker for segment in heard.segments if segment.start <= (start + 5) / FPS < segment.end}) == 2
     smiling = assign_voices(segments, {**openings, "p1": smile}, FPS)
     assert not smiling.speaking[start - 5 : start + 15, 1].any()
+
+
+def test_two_voices_at_once_need_less_of_the_lips_than_one():
+    speaking = np.zeros((40, 2), bool)
+    speaking[5:35, 0] = True
+    scores = np.full((40, 2), -1.0)
+    scores[10:20, 1] = 1.0
+    config = VoiceConfig()
+    assert not add_overlaps(speaking, scores, FPS, config)[:, 1].any()
+    heard = np.zeros_like(speaking)
+    heard[8:18, 1] = True
+    added = add_overlaps(speaking, scores, FPS, config, heard)[:, 1]
+    assert np.flatnonzero(added).tolist() == list(range(10, 18))
+
+
+def test_overlapping_segments_mark_both_and_count_the_time():
+    speaking, openings, segments = conversation(2, seed=7)
+    frames = np.flatnonzero(speaking[:, 0])
+    start = next(f for f in frames if f >= 12 and speaking[f - 12 : f + 22, 0].all())
+    mumbled = openings["p1"].copy()
+    mumbled[start : start + 15] += 0.05 * np.abs(np.sin(np.arange(15) * 2 * np.pi * 2.5 / FPS))
+    both = [*segments, SpeechSegment(start / FPS, (start + 15) / FPS, "voice1")]
+    result = assign_voices(both, {**openings, "p1": mumbled}, FPS)
+    assert result.voice_to_participant == {"voice0": "p0", "voice1": "p1"}
+    assert result.speaking[start : start + 15].all(1).sum() >= 8 and result.overlap_seconds >= 8 / FPS
+
+
+def test_one_voice_cut_in_two_at_random_is_not_believed():
+    speaking, openings, segments = conversation(2, seed=8)
+    rng = np.random.default_rng(0)
+    torn = []
+    for segment in segments:
+        edges = np.arange(segment.start, segment.end, 0.3)
+        torn += [SpeechSegment(e, min(e + 0.3, segment.end), f"voice{rng.integers(2)}") for e in edges]
+    result = assign_voices(torn, openings, FPS)
+    assert result.method == "lips" and "told apart" in result.reason and result.voice_to_participant == {}
+    assert role_accuracy(result.speaking, speaking)["per_frame"] > 0.85
+
+
+def test_a_third_voice_that_no_lips_follow_is_out_of_the_picture():
+    speaking, openings, segments = conversation(3, seed=9)
+    seen = {name: openings[name] for name in ("p0", "p1")}
+    result = assign_voices(segments, seen, FPS)
+    assert result.off_screen == ["voice2"]
+    assert result.voice_to_participant == {"voice0": "p0", "voice1": "p1"}
+    assert role_accuracy(result.speaking, speaking[:, :2])["per_frame"] > 0.85
+    assert result.confidence["voice2"] > 0.5
+
+
+def test_an_interviewer_out_of_the_picture_of_one():
+    speaking, openings, segments = conversation(2, seed=10)
+    result = assign_voices(segments, {"ann": openings["p0"]}, FPS)
+    assert result.method == "single" and result.off_screen == ["voice1"]
+    assert result.voice_to_participant == {"voice0": "ann"}
+    assert role_accuracy(result.speaking, speaking[:, :1])["per_frame"] > 0.85
+
+
+def test_agreement_is_beyond_chance_and_of_sure_lips_only():
+    scores = np.array([[3.0, 0.0], [3.0, 0.0], [0.0, 3.0], [0.0, 3.0], [0.1, 0.0]])
+    assert agreement_beyond_chance(np.array([0, 0, 1, 1, 1]), scores) == pytest.approx(1.0)
+    assert agreement_beyond_chance(np.array([0, 1, 0, 1, 0]), scores) == pytest.approx(0.0)
+    assert agreement_beyond_chance(np.array([1, 1, 0, 0, 0]), scores) == pytest.approx(-1.0)
+    assert np.isnan(agreement_beyond_chance(np.array([0, 1]), np.zeros((2, 2))))
 
 
 def test_nobody_speaks_where_there_is_no_speech():
