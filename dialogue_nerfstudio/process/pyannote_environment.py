@@ -90,7 +90,17 @@ def install_pyannote(
     steps = {
         "an empty environment": [sys.executable, "-m", "venv", str(folder)],
         "pyannote.audio and what it needs (some gigabytes)": [
-            *(str(python), "-I", "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-compile", *extra),
+            *(
+                str(python),
+                "-I",
+                "-m",
+                "pip",
+                "install",
+                "--disable-pip-version-check",
+                "--no-input",
+                "--no-compile",
+                *extra,
+            ),
             *_pins(requirements),
         ],
         "the import": [str(python), "-I", "-c", "import pyannote.audio; print(pyannote.audio.__version__)"],
