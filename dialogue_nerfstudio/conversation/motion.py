@@ -140,7 +140,7 @@ class Motion:
         if (self.expression_basis, self.expression_names) != (other.expression_basis, other.expression_names):
             raise DialogueError(
                 f"{where}: its expressions are in the basis '{other.expression_basis}', these avatars use "
-                f"'{self.expression_basis}'; process that video again with the same basis."
+                f"'{self.expression_basis}'; carry it over with `ns-dialogue refit`."
             )
 
     def save(self, path: Path) -> None:

@@ -108,7 +108,7 @@ class ConversationSignals:
             if motion.expression_basis != self.expression_basis:
                 raise DialogueError(
                     f"the motion for participant {name} has expressions in the basis '{motion.expression_basis}', "
-                    f"these avatars use '{self.expression_basis}'; process that video again with the same basis."
+                    f"these avatars use '{self.expression_basis}'; carry it over with `ns-dialogue refit`."
                 )
         num_residuals = self.residual.shape[-1]
         signals = self.with_length(next(iter(lengths.values())))

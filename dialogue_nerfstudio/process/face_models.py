@@ -389,10 +389,8 @@ def _read_obj(path: Path, faces: bool = True) -> Tuple[np.ndarray, np.ndarray]:
 
 
 def _load_bfm2017(path: Path, read_pickle: bool) -> FaceModel:
-    try:
-        import h5py
-    except ImportError as error:
-        raise DialogueError(f"{path} needs the package h5py: pip install h5py.") from error
+    import h5py
+
     if path.is_dir():
         path = sorted([*path.glob("model2017-1*.h5"), *path.glob("model2019*.h5")])[0]
     try:
