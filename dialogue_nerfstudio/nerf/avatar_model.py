@@ -28,6 +28,7 @@ from dialogue_nerfstudio.nerf.fast_rendering import PictureRays, RayCache
 from dialogue_nerfstudio.nerf.panel import DialoguePanel
 from dialogue_nerfstudio.nerf.plates import Plates
 from dialogue_nerfstudio.nerf.scene import Scene
+from dialogue_nerfstudio.nerf.shared_step import BatchShare
 from dialogue_nerfstudio.nerf.signals import ConversationSignals
 from dialogue_nerfstudio.nerf.view_range import SeenViews, ViewRange
 from dialogue_nerfstudio.rendering.placements import Placement
@@ -116,6 +117,7 @@ class AvatarModel(Model):
         )
         self.register_buffer("train_frames", train_frames, persistent=False)
         self.trained_drives: Set[str] = set()
+        self.share = BatchShare()
         self.seen_views = SeenViews(
             [
                 ViewRange.of(

@@ -367,7 +367,8 @@ class DialogueModel(AvatarModel):
         if self._virtual_step():
             assert isinstance(ray_bundle, RayBundle)
             rows = torch.unique(ray_bundle.metadata["participant"]).tolist()
-            outputs["virtual"] = self._virtual_opacity(rows[int(torch.randint(len(rows), ()))])
+            participant = rows[int(torch.randint(len(rows), ()))]
+            outputs["virtual"], outputs["virtual_count"] = self._virtual_opacity(participant)
         return outputs
 
     def render_picture(self, rays: PictureRays, conditions: GridConditions) -> Dict[str, Float[Tensor, "R _"]]:
@@ -381,10 +382,10 @@ class DialogueModel(AvatarModel):
         geometry = self.config.geometry
         if not self.training or self.proxies is None or geometry.virtual_coefficient <= 0:
             return False
-        return float(torch.rand(())) * geometry.virtual_interval < 1.0
+        return float(torch.rand((), generator=self.share.common)) * geometry.virtual_interval < 1.0
 
-    def _virtual_opacity(self, participant: int) -> Float[Tensor, ""]:
-        """How wrongly rays of a camera and head pose that nobody recorded stop or pass."""
+    def _virtual_opacity(self, participant: int) -> Tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """How wrongly rays of a camera and head pose that nobody recorded stop or pass, and how many have to."""
         assert self.proxies is not None
         frame = torch.randint(self.num_frames, (1,), device=self.device)
         conditions = self.conditions(participant, frame, self._drive())
@@ -398,12 +399,12 @@ class DialogueModel(AvatarModel):
                 # A history of the pose, and the sway, where there are any, stay.
                 et=torch.cat([et, conditions.et[:, et.shape[-1] :]], dim=-1),
             )
-            rays = self.proxies.virtual_rays(participant, self.config.geometry.virtual_rays)
+            rays = self.proxies.virtual_rays(participant, self.share.portion(self.config.geometry.virtual_rays))
             in_head = rays_into(*rays, rotation, conditions.translation[0])
             stop, go = self.proxies.targets(*rays, *in_head, participant)
         nothing, first = torch.zeros_like(rays[0]), torch.zeros_like(stop, dtype=torch.int64)
         outputs = self.render_rays(*rays, first, conditions, nothing, nothing[:, 0])
-        return opacity_loss(outputs["accumulation"][:, 0], stop, go)
+        return opacity_loss(outputs["accumulation"][:, 0], stop, go), (stop | go).sum().float()
 
     @torch.no_grad()
     def get_outputs_for_camera(self, camera: Cameras, obb_box: Optional[OrientedBox] = None) -> Dict[str, Tensor]:

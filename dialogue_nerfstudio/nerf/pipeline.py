@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from scipy.spatial.transform import Rotation
+from torch import Tensor
 from torch.cuda.amp.grad_scaler import GradScaler
 
 from dialogue_nerfstudio.conversation import DialogueError
@@ -19,6 +20,7 @@ from dialogue_nerfstudio.nerf.geometry_priors import person_proxy
 from dialogue_nerfstudio.nerf.hull import visual_hull
 from dialogue_nerfstudio.nerf.memory import keep_freed_memory
 from dialogue_nerfstudio.nerf.model import DialogueModelConfig
+from dialogue_nerfstudio.nerf.shared_step import COUNTS, SharedSteps, choose_processes
 from dialogue_nerfstudio.nerf.user_errors import exit_on_user_error
 
 HULL_FRAMES = 64
@@ -34,6 +36,9 @@ class DialoguePipelineConfig(VanillaPipelineConfig):
     """Where rays come from."""
     model: AvatarModelConfig = field(default_factory=DialogueModelConfig)
     """The avatars."""
+    processes: Optional[int] = None
+    """Processes that share a training step on a CPU, each with a part of its rays; None for one a core where that pays
+    (Linux, up to four, no fewer than 256 rays each)."""
 
     def setup(self, **kwargs: Any) -> "DialoguePipeline":
         """What nerfstudio's commands call; a user error ends them with one sentence. From Python use the class."""
@@ -59,6 +64,7 @@ class DialoguePipeline(VanillaPipeline):
         if torch.device(device).type == "cpu":
             keep_freed_memory()
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
+        self._shared_steps: Optional[SharedSteps] = None
         if test_mode == "val" and self.model.culls:
             self._carve()
 
@@ -93,7 +99,50 @@ class DialoguePipeline(VanillaPipeline):
 
     def get_train_loss_dict(self, step: int) -> Tuple[Any, Dict[str, Any], Dict[str, Any]]:
         with exit_on_user_error():
+            if self._shared_steps is None and self.num_processes > 1:
+                self._shared_steps = SharedSteps(self, self.num_processes)
+            if self._shared_steps is not None and not self._shared_steps.closed:
+                return self._shared_steps.step(step)
             return super().get_train_loss_dict(step)
+
+    @property
+    def num_processes(self) -> int:
+        """How many processes share a training step.
+
+        Raises:
+            DialogueError: more are asked for than can be.
+        """
+        rays = self.config.datamanager.train_num_rays_per_batch
+        return choose_processes(self.config.processes, self.device, self.world_size, rays)
+
+    def weighted_losses(
+        self, step: int
+    ) -> Tuple[Dict[str, Any], Dict[str, Tensor], Dict[str, float], Dict[str, Tensor], float]:
+        """The training step of this process's share of the rays.
+
+        Returns:
+            outputs, losses, the weight of each loss in the whole batch's (see nerf/shared_step.py), metrics, and the
+            number of rays.
+        """
+        bundle, batch = self.model.share.cut(*self.datamanager.next_train(step))
+        outputs = self.model(bundle)
+        metrics = self.model.get_metrics_dict(outputs, batch)
+        losses = self.model.get_loss_dict(outputs, batch, metrics)
+        rays = float(len(bundle))
+        weights = {name: float(outputs[COUNTS[name]]) if COUNTS.get(name) in outputs else rays for name in losses}
+        return outputs, losses, weights, metrics, rays
+
+    def train(self, mode: bool = True) -> "DialoguePipeline":
+        """As for any module."""
+        if self._shared_steps is not None:
+            self._shared_steps.use_threads(mode)
+        return super().train(mode)
+
+    def end_processes(self) -> None:
+        """Ends the processes that share training steps; the next step starts them again."""
+        if self._shared_steps is not None:
+            self._shared_steps.close()
+            self._shared_steps = None
 
     def get_average_eval_image_metrics(
         self, step: Optional[int] = None, output_path: Optional[Path] = None, get_std: bool = False

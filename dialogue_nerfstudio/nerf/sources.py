@@ -37,7 +37,7 @@ def head_source(
         counts = samples_per_frame(ray_frames, rays, num_frames)
         value, geometry, gates = model.head_field.density(points, participant, signal, counts)
         if model.training and len(gates):
-            regularised["gate_mean"] = gates.mean()
+            regularised["gate_mean"], regularised["gate_count"] = gates.mean(), torch.tensor(float(len(gates)))
         return value, (geometry, gates)
 
     def colour(geometry: Tuple[Tensor, ...], _: Tensor, rays: Tensor) -> Tensor:
@@ -65,6 +65,7 @@ def torso_source(
         value, geometry, shift = model.torso_field.density(points, participant, conditions.et, counts)
         if model.training and len(shift):
             regularised["shift_squared"] = shift.square().sum(dim=-1).mean()
+            regularised["shift_count"] = torch.tensor(float(len(shift)))
         return value, (geometry,)
 
     def colour(geometry: Tuple[Tensor, ...], _: Tensor, rays: Tensor) -> Tensor:

@@ -68,6 +68,13 @@ class DialogueTrainer(Trainer):
         super().setup(test_mode)
         getattr(self.pipeline, "module", self.pipeline).datamanager.total_steps = self.config.max_num_iterations
 
+    def train(self) -> None:
+        try:
+            with exit_on_user_error():
+                super().train()
+        finally:
+            getattr(self.pipeline, "module", self.pipeline).end_processes()
+
     def setup_optimizers(self) -> Optimizers:
         for group in self.config.optimizers.values():
             scheduler = group["scheduler"]

@@ -30,12 +30,14 @@ from dialogue_nerfstudio.encodings.layout import GridLevel
 BLOCK_POINTS = 2048
 # No "nnan"/"ninf": a NaN position must come out as a NaN feature, not as undefined behaviour.
 FAST = {"contract", "reassoc", "nsz", "arcp", "afn"}
+FORWARD, TABLE_GRADIENT, POSITION_GRADIENT = 0, 1, 2
 ZERO, HALF, ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
 
 # `no_type_check` below keeps the tests' shape checker from wrapping what numba has to compile.
 # Of numba's thread pools, the work queue is in every wheel, survives a fork (data loaders) and sleeps between calls;
 # its OpenMP pool would be a second one beside torch's, each spinning on the cores that the other needs. The work queue
-# must not be entered by two Python threads at once, and a viewer renders in its own: hence the lock.
+# must not be entered by two Python threads at once, and a viewer renders in its own: hence the lock. Even for one
+# thread the pool hands work over to another and waits: for that, kernels are compiled without it.
 if "NUMBA_THREADING_LAYER" not in os.environ:
     numba.config.THREADING_LAYER = "workqueue"
 _pool_lock = threading.Lock()
@@ -93,8 +95,10 @@ def _add_scaled(target, at, weight, source, start, num_features):
 
 @functools.cache
 @no_type_check
-def compiled(num_dims: int, num_features: int) -> tuple[Callable, Callable, Callable]:
+def compiled(num_dims: int, num_features: int, parallel: bool) -> tuple[Callable, Callable, Callable]:
     """(forward, table gradient, position gradient), specialised for d and F. Compiled at their first call.
+
+    With `parallel` they run in numba's thread pool, else in the thread that calls them.
 
     They read and write flat arrays, so that d and F are constants in every address.
     """
@@ -218,8 +222,8 @@ def compiled(num_dims: int, num_features: int) -> tuple[Callable, Callable, Call
                 if not (positions[at] >= ZERO and positions[at] <= ONE):
                     grad_positions[at] = ZERO
 
-    compile_parallel = njit(parallel=True, nogil=True, cache=True, fastmath=FAST, boundscheck=False)
-    return compile_parallel(forward), compile_parallel(table_gradient), compile_parallel(position_gradient)
+    compile_kernel = njit(parallel=parallel, nogil=True, cache=True, fastmath=FAST, boundscheck=False)
+    return compile_kernel(forward), compile_kernel(table_gradient), compile_kernel(position_gradient)
 
 
 @functools.lru_cache(maxsize=64)
@@ -231,10 +235,20 @@ def _level_arrays(levels: tuple[GridLevel, ...], num_dims: int) -> tuple[np.ndar
     return scales, strides, offsets, np.array([level.hashed for level in levels])
 
 
-def _run(kernel: Callable, *arguments) -> None:
-    """Call a compiled kernel on as many threads as torch was told to use."""
+def _num_threads() -> int:
+    """As many as torch was told to use, as far as numba has them."""
+    return min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+
+
+def _run(which: int, num_dims: int, num_features: int, *arguments) -> None:
+    """Call a compiled kernel, the `which`-th of `compiled`, on `_num_threads` threads."""
+    threads = _num_threads()
+    kernel = compiled(num_dims, num_features, threads > 1)[which]
+    if threads == 1:
+        kernel(*arguments)
+        return
     with _pool_lock:
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        numba.set_num_threads(threads)
         kernel(*arguments)
 
 
@@ -252,7 +266,7 @@ def encode_without_gradient(
     features = torch.empty(positions.shape[0], len(levels) * num_features)
     scales, strides, offsets, hashed = _level_arrays(tuple(levels), num_dims)
     _run(
-        compiled(num_dims, num_features)[0],
+        *(FORWARD, num_dims, num_features),
         *(_flat(positions), _flat(table), scales, strides, offsets, hashed, _flat(features), BLOCK_POINTS),
     )
     return features
@@ -271,24 +285,23 @@ class _Encode(torch.autograd.Function):
     def backward(ctx, grad_features):
         positions, table = ctx.saved_tensors
         num_dims, num_features = positions.shape[1], table.shape[1]
-        _, table_gradient, position_gradient = compiled(num_dims, num_features)
         scales, strides, offsets, hashed = _level_arrays(ctx.levels, num_dims)
         grad_features = grad_features.contiguous()
         grad_positions = grad_table = None
         if ctx.needs_input_grad[0]:
             grad_positions = torch.zeros_like(positions)
             _run(
-                position_gradient,
+                *(POSITION_GRADIENT, num_dims, num_features),
                 *(_flat(positions), _flat(table), scales, strides, offsets, hashed, _flat(grad_features)),
                 *(_flat(grad_positions), BLOCK_POINTS),
             )
         if ctx.needs_input_grad[1]:
             # Two tasks a thread keep a machine with more threads than levels busy and evenly loaded.
-            num_threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-            num_parts = 1 if num_threads * 2 <= len(ctx.levels) else -(-num_threads * 2 // len(ctx.levels))
+            tasks = 2 * _num_threads() if _num_threads() > 1 else 1
+            num_parts = 1 if tasks <= len(ctx.levels) else -(-tasks // len(ctx.levels))
             grad_parts = torch.zeros(num_parts, table.numel())
             _run(
-                table_gradient,
+                *(TABLE_GRADIENT, num_dims, num_features),
                 *(_flat(positions), scales, strides, offsets, hashed, _flat(grad_features), grad_parts.numpy()),
             )
             grad_table = grad_parts.sum(dim=0) if num_parts > 1 else grad_parts[0]
