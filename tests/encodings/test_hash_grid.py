@@ -292,3 +292,11 @@ def test_numba_is_safe_in_several_python_threads() -> None:
             together = list(pool.map(encode_often, positions))
     for expected, value in zip(alone, together, strict=True):
         assert torch.equal(expected, value)
+
+
+def test_compiled_for_one_thread_and_for_many_are_cached_apart():
+    """numba's cache knows a function by its name: one thread must never be given the code that needs the pool."""
+    numba_kernel = pytest.importorskip("dialogue_nerfstudio.encodings.kernels.numba_kernel")
+    for alone, parallel in zip(numba_kernel.compiled(3, 2, False), numba_kernel.compiled(3, 2, True), strict=True):
+        assert alone.py_func.__qualname__ != parallel.py_func.__qualname__
+        assert not alone.targetoptions["parallel"] and parallel.targetoptions["parallel"]

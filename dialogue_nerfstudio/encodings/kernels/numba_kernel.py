@@ -222,8 +222,12 @@ def compiled(num_dims: int, num_features: int, parallel: bool) -> tuple[Callable
                 if not (positions[at] >= ZERO and positions[at] <= ONE):
                     grad_positions[at] = ZERO
 
+    kernels = forward, table_gradient, position_gradient
+    for kernel in kernels:
+        # numba's cache tells functions apart by name and code, not by what they are compiled for.
+        kernel.__qualname__ += "_parallel" if parallel else "_alone"
     compile_kernel = njit(parallel=parallel, nogil=True, cache=True, fastmath=FAST, boundscheck=False)
-    return compile_kernel(forward), compile_kernel(table_gradient), compile_kernel(position_gradient)
+    return tuple(compile_kernel(kernel) for kernel in kernels)
 
 
 @functools.lru_cache(maxsize=64)
