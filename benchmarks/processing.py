@@ -109,8 +109,9 @@ def resample_labels(
 
 
 def score_labels(truth: Conversation, found: Conversation, row: int, step: int = 5) -> dict[str, float]:
-    """IoU of the parts over every `step`-th frame, and how much the labels flicker against the true ones."""
-    from dialogue_nerfstudio.metrics.labels import confusion, label_flicker, part_ious
+    """IoU of the parts over every `step`-th frame, and how much the maps and the true ones change from frame to
+    frame."""
+    from dialogue_nerfstudio.metrics.labels import confusion, label_change, part_ious
 
     true_person, person = truth.participants[row], found.participants[row]
     x, y, side, _ = true_person.source["crop"]
@@ -120,9 +121,9 @@ def score_labels(truth: Conversation, found: Conversation, row: int, step: int =
         for index in range(0, min(len(true_maps), len(maps)), step):
             true = resample_labels(true_maps[index], (x, y, side), (x0, y0, x1 - x0), maps.width)
             counts += confusion(maps[index], true)
-        flicker, true_flicker = label_flicker(maps.iterate()), label_flicker(true_maps.iterate())
+        change, true_change = label_change(maps.iterate()), label_change(true_maps.iterate())
     ious = {f"iou_{name}": value for name, value in part_ious(counts).items()}
-    return {**ious, "label_flicker": flicker, "true_label_flicker": true_flicker}
+    return {**ious, "label_change": change, "true_label_change": true_change}
 
 
 def score_person(truth: Conversation, found: Conversation, row: int) -> dict[str, float]:
@@ -299,12 +300,12 @@ def measure_clip(options: ProcessingBenchmark, folder: Path, clip: Path, progres
     found = processed(clip, output, options.process, progress)
     seconds = time.perf_counter() - started
     summary = read_json(output / "process.json")
-    from dialogue_nerfstudio.metrics.labels import label_flicker
+    from dialogue_nerfstudio.metrics.labels import label_change
 
     people = {}
     for name, entry in summary["participants"].items():
         with found.labels(name) as maps:
-            flicker = label_flicker(maps.iterate())
+            change = label_change(maps.iterate())
         rmse = entry["reprojection_rmse_px"]
         people[name] = {
             "lost_frames": entry["lost_frames"],
@@ -313,7 +314,7 @@ def measure_clip(options: ProcessingBenchmark, folder: Path, clip: Path, progres
             "rotation_jitter_degrees": entry["rotation_jitter_degrees"],
             "blinks_per_second": entry["blinks_per_second"],
             "speaking_share": entry["speaking_share"],
-            "label_flicker": flicker,
+            "label_change": change,
         }
     return {
         "frames": found.num_frames,
@@ -476,7 +477,7 @@ def rows(figures: dict[str, Any]) -> list[list[Any]]:
                 where = f"{name}, {person}"
                 lines.append([f"{where}: frames lost", values["lost_frames"], "", "0"])
                 lines.append([f"{where}: reprojection rmse at 512²", values["reprojection_rmse_px_at_512"], "", "1.6"])
-                lines.append([f"{where}: label flicker", values["label_flicker"], "", ""])
+                lines.append([f"{where}: label change", values["label_change"], "", ""])
             lines.append([f"{name}: usable", "no" if entry["unusable"] else "yes", "", "yes"])
         if name.startswith(("speed ", "memory ")):
             lines.append([f"{name}: times real time", entry["times_real_time"], "", "2" if name[0] == "s" else ""])

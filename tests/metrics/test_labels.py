@@ -1,9 +1,9 @@
-"""Overlap and flicker of label maps, against counting by hand."""
+"""Overlap and change of label maps, against counting by hand."""
 
 import numpy as np
 
 from dialogue_nerfstudio.conversation.video import BACKGROUND, HEAD, NECK, TORSO
-from dialogue_nerfstudio.metrics.labels import IGNORED, confusion, label_flicker, part_ious
+from dialogue_nerfstudio.metrics.labels import IGNORED, confusion, label_change, part_ious
 
 
 def test_overlap_is_counted_by_hand():
@@ -19,11 +19,10 @@ def test_overlap_of_equal_maps_and_of_absent_parts():
     assert confusion(maps, maps).sum() == 63
 
 
-def test_flicker_is_an_edge_that_jumps_back():
+def test_change_is_counted_from_frame_to_frame():
     still = np.zeros((10, 10), np.uint8)
     jump = still.copy()
     jump[0, :5] = 3
-    assert label_flicker([still, jump, still]) == 0.05
-    assert label_flicker([still, jump, jump]) == 0.0
-    assert label_flicker([still, jump, still, jump]) == 0.05
-    assert label_flicker([still, jump]) == 0.0
+    assert label_change([still, jump, still]) == 0.05
+    assert label_change([still, jump, jump]) == 0.025
+    assert label_change([still]) == label_change([]) == 0.0
