@@ -10,6 +10,7 @@ import multiprocessing
 import multiprocessing.connection
 import multiprocessing.process
 import os
+import re
 import signal
 import socket
 import threading
@@ -31,6 +32,9 @@ REPORT_SECONDS = 0.3
 
 CONNECT_SECONDS = 5.0
 """How long a cluster has to answer."""
+
+START_TRIES = 3
+"""Ray gives its helpers 15 s to start, which they may miss on a busy machine."""
 
 CPUS_PER_TASK = 2
 """Cores that one recording keeps busy: its participants are worked on side by side, its videos are coded in threads."""
@@ -266,11 +270,13 @@ class RayEngine(Engine):
         if self._address is not None:
             self._init(address=self._address)
         else:
-            try:
-                self._init(address="local", num_cpus=os.cpu_count(), include_dashboard=False)
-            except DialogueError:
-                # Ray gives its helpers 15 s to start, which they miss the first time on a busy machine.
-                self._init(address="local", num_cpus=os.cpu_count(), include_dashboard=False)
+            for left in reversed(range(START_TRIES)):
+                try:
+                    self._init(address="local", num_cpus=os.cpu_count(), include_dashboard=False)
+                    break
+                except DialogueError:
+                    if not left:
+                        raise
         total = self._total_cpus()
         if self._wanted:
             self._cpus = total / self._wanted
@@ -321,9 +327,18 @@ class RayEngine(Engine):
         key = self._tasks.pop(task)
         try:
             return self._ray.get(task)
+        except self._ray.exceptions.RayTaskError as error:
+            # It could not even begin, for example where a node lacks this package: its last line says why.
+            details = _plain(error)
+            return Event(key, "lost", f"Ray could not begin it: {details.splitlines()[-1]}", details)
         except self._ray.exceptions.RayError as error:
-            sentence = str(error).strip().split("\n")[0]
-            return Event(key, "lost", f"Ray: {type(error).__name__}: {sentence}", str(error))
+            details = _plain(error)
+            return Event(key, "lost", f"Ray lost it ({type(error).__name__}): {details.splitlines()[0]}", details)
+
+
+def _plain(error: BaseException) -> str:
+    """An error's text without a terminal's colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip() or type(error).__name__
 
 
 def import_ray() -> Any:

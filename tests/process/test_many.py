@@ -48,7 +48,10 @@ WHOLE = [f"{what} {stage}" for stage in ("one", "two", "three") for what in ("be
 
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
-def test_a_killed_worker_loses_nothing_and_repeats_nothing(tmp_path, engine):
+def test_a_killed_worker_loses_nothing_and_repeats_nothing(tmp_path, engine, monkeypatch):
+    # Where Ray's workers find the module of the work; the package itself is installed everywhere.
+    folders = [str(Path(many_work.__file__).parent), str(Path(__file__).parents[2])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")]))
     tasks = {"a": {}, "b": {"die": "two"}, "c": {}, "d": {"die": "three"}}
     entries = _run(tmp_path, many_work.staged, tasks, engine)
     assert {name: (entry.state, entry.attempts) for name, entry in entries.items()} == {
