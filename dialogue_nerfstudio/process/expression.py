@@ -238,13 +238,20 @@ def blink_from_ratio(ratio: Float[np.ndarray, "num_frames 2"], fps: float) -> Fl
 
 
 def gaze_from_irises(
-    frontal: Float[np.ndarray, "num_frames 478 2"], blink: Float[np.ndarray, "num_frames 2"]
+    frontal: Float[np.ndarray, "num_frames 478 2"],
+    blink: Float[np.ndarray, "num_frames 2"],
+    distance: float = np.inf,
 ) -> Float[np.ndarray, "num_frames 2 2"]:
     """(yaw, pitch) of the left and right eye in radians, from each iris's place between the corners.
 
-    Two assumptions, since neither eyeball centre nor camera side is known: the eyes are mirror images (each one's own
-    sideways offset is removed, their common one is not), and the median gaze is level with the head. Frames with closed
-    lids are bridged.
+    Three assumptions, since neither eyeball centre nor camera side is known: the eyes are mirror images (each one's own
+    sideways offset is removed, their common one is not), the median gaze is level with the head, and what is looked at
+    is as far away as the camera: the eyes converge to it. Frames with closed lids are bridged.
+
+    Args:
+        frontal: landmarks as seen from in front of the face, metres.
+        blink: closure of the lids.
+        distance: from the eyes to the camera, metres.
     """
     centers = eye_centers(frontal)
     irises = np.stack([frontal[:, LEFT_IRIS[0]], frontal[:, RIGHT_IRIS[0]]], axis=1)
@@ -264,6 +271,8 @@ def gaze_from_irises(
     across = across - np.median(across[opened_frames], axis=0)
     gaze[..., 0] = np.arcsin(np.clip(along / EYEBALL_RADIUS, -0.8, 0.8))
     gaze[..., 1] = np.arcsin(np.clip(across / EYEBALL_RADIUS, -0.8, 0.8))
+    converged = np.arctan(np.median(np.linalg.norm(centers[:, 0] - centers[:, 1], axis=-1)) / (2.0 * distance))
+    gaze[..., 0] += np.array([-converged, converged])
     for eye in range(2):
         if opened[:, eye].any():
             gaze[:, eye] = fill_gaps(gaze[:, eye], opened[:, eye])
@@ -301,13 +310,14 @@ def measure_face(
     unexplained = left_over - left_over.mean(axis=0) - np.einsum("tk,knd->tnd", residual, residual_basis)
     fit_error = 1e3 * np.sqrt((weights[:, None] * unexplained**2).sum(axis=(1, 2)).mean() / weights.sum())
     blink = blink_from_ratio(eye_aspect_ratio(frontal), fps)
+    distance = float(np.median(np.linalg.norm(head.translations, axis=1)) - eye_centers(head.shape)[:, 2].mean())
     return FaceMotion(
         geometry=fit_geometry(head.shape, basis),
         expression=expression,
         residual=whittaker_smooth(residual, seen, EXPRESSION_SMOOTHING),
         residual_basis=residual_basis,
         blink=blink,
-        gaze=gaze_from_irises(frontal, blink) if track.has_irises else np.zeros((len(points), 2, 2)),
+        gaze=gaze_from_irises(frontal, blink, distance) if track.has_irises else np.zeros((len(points), 2, 2)),
         mouth_opening=mouth_opening(frontal),
         fit_error=float(fit_error),
     )

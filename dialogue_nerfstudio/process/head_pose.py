@@ -9,13 +9,14 @@ smoothing. The focal length is not observable from a face and stays fixed; the s
 eyes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Optional, Tuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.linalg import solveh_banded
+from scipy.ndimage import gaussian_filter1d
 from scipy.spatial.transform import Rotation
 
 from dialogue_nerfstudio.conversation.conversation import Camera
@@ -26,6 +27,7 @@ from dialogue_nerfstudio.conversation.expression_basis import (
     RIGHT_BROW,
     RIGHT_EYE_LOWER,
     RIGHT_EYE_UPPER,
+    expression_basis,
     eye_centers,
     mean_face,
     mirror,
@@ -48,8 +50,9 @@ relief is not observable and stays typical; without this, real clips of calm spe
 HUBER = 2.0
 """Residuals beyond this many standard deviations count linearly."""
 
-ROTATION_SMOOTHING = 1.0
-"""Weight of squared second differences against squared differences to the measured pose; 10 flattens real motion."""
+ROTATION_SMOOTHING = 0.4
+"""Weight of squared second differences against squared differences to the measured pose; 10 flattens real motion, and 1
+the motion of a lively speaker (a tenth more reprojection error)."""
 
 DEPTH_SMOOTHING = 10.0
 """The same for the distance to the camera, which one picture hardly shows."""
@@ -58,17 +61,30 @@ HEAD_ORIGIN_FROM_EYES = np.array([0.0, -0.02, -0.07])
 """Head space's origin, seen from the point midway between the eyes, metres."""
 
 
+UPPER_FACE = ("brow", "squint", "cheek", "nose")
+"""How the names of expressions of the upper face begin."""
+
+MOVED_BY_EXPRESSION = 0.003
+"""Landmarks that an expression of the upper face moves farther than this (metres) say nothing about the skull."""
+
+SYLLABLE_FRAMES = 3.0
+"""Standard deviation (frames at 25 a second) of the smoothing that separates syllables, 3 to 8 a second, from the
+slower movements of heads."""
+
 SPARSE_RIGID = (168, 197, 5, 4, 98, 97, 2, 326, 327, 33, 133, 362, 263)
 """Ridge and base of the nose and the corners of the eyes: what sees 68 points sees these."""
 
 
 @lru_cache(maxsize=1)
 def rigid_landmarks() -> Int[np.ndarray, " num_rigid"]:
-    """The landmarks that move with the skull: above the nostrils, away from lids and brows."""
-    face = mean_face()[:468]
+    """The landmarks that move with the skull: above the nostrils, away from lids and brows and from what brows and
+    cheeks pull along."""
+    face, basis = mean_face()[:468], expression_basis()
     moving = list(RIGHT_EYE_UPPER + RIGHT_EYE_LOWER + LEFT_EYE_UPPER + LEFT_EYE_LOWER + RIGHT_BROW + LEFT_BROW)
     distance = np.linalg.norm(face[:, None, :2] - face[None, moving, :2], axis=2).min(axis=1)
-    return np.flatnonzero((face[:, 1] > face[2, 1]) & (distance > 0.005))
+    upper = [i for i, name in enumerate(basis.expression_names) if name.startswith(UPPER_FACE)]
+    pulled = np.linalg.norm(basis.expression[upper, :468], axis=2).max(axis=0)
+    return np.flatnonzero((face[:, 1] > face[2, 1]) & (distance > 0.005) & (pulled < MOVED_BY_EXPRESSION))
 
 
 def measured_rigid_landmarks(measured: Bool[np.ndarray, " 478"]) -> Int[np.ndarray, " num_rigid"]:
@@ -450,6 +466,38 @@ def triangulate_neutral(
     return shape
 
 
+def without_mouth_drift(
+    points: Float[np.ndarray, "num_frames 478 2"],
+    rigid: Int[np.ndarray, " r"],
+    visible: Bool[np.ndarray, " num_frames"],
+) -> Float[np.ndarray, "num_frames 478 2"]:
+    """Takes away what the mouth does to the rigid landmarks.
+
+    A mesh network places all landmarks at once, and those of nose and forehead go along a little when the mouth opens
+    or widens: taken for a nod, which it is not. How far is this person's own, and told by syllables: skulls do not move
+    at their rate, so what rigid landmarks do there in step with the mouth is the network's. Against simulated
+    truth, the error in pitch falls from 1.6 to 1.3 degrees; on real clips, the reprojection error by a tenth.
+    """
+    eyes = eye_centers(points)
+    span = np.linalg.norm(eyes[:, 0] - eyes[:, 1], axis=1)
+    mouth = np.stack(
+        [
+            np.linalg.norm(points[:, 13] - points[:, 14], axis=1) / span,
+            np.linalg.norm(points[:, 61] - points[:, 291], axis=1) / span,
+        ],
+        axis=1,
+    )
+    fast = (mouth - gaussian_filter1d(mouth, SYLLABLE_FRAMES, axis=0))[visible]
+    moved = points[:, rigid] - gaussian_filter1d(points[:, rigid], SYLLABLE_FRAMES, axis=0)
+    moved = moved[visible].reshape(len(fast), -1)
+    # A mouth that moves by less than a hundredth of the eyes' distance tells nothing: noise then decides.
+    drift = np.linalg.solve(fast.T @ fast + len(fast) * 0.005**2 * np.eye(2), fast.T @ moved)
+    at_rest = np.quantile(mouth[visible], 0.2, axis=0)
+    corrected = points.copy()
+    corrected[:, rigid] -= ((mouth - at_rest) @ drift).reshape(len(points), len(rigid), 2)
+    return corrected
+
+
 def neutral_weights(track: LandmarkTrack) -> Float[np.ndarray, "num_frames 478"]:
     """Which frames show each landmark at rest: the mouth nearly closed for the lower face, the eyes open for the upper
     one."""
@@ -487,6 +535,8 @@ def track_head(
     focal = 2.0 * width if focal is None else float(focal)
     center = (width / 2.0, height / 2.0)
     rigid = measured_rigid_landmarks(track.measured)
+    points = without_mouth_drift(track.points.astype(np.float64), rigid, track.visible)
+    track = replace(track, points=points.astype(np.float32))
     seen = np.flatnonzero(track.visible)
     some = seen[np.unique(np.linspace(0, len(seen) - 1, NUM_SHAPE_FRAMES).round().astype(int))]
     solids = own_depth_shapes(track, center)
@@ -495,7 +545,6 @@ def track_head(
     rotations, translations = initial_poses(solids[:, rigid], shape[rigid], focal)
     del solids
 
-    points = track.points.astype(np.float64)
     keyframes = choose_keyframes(rotations, seen, num_keyframes)
     rigid_shape, _, _ = bundle_adjust(
         points[keyframes][:, rigid], shape[rigid], rotations[keyframes], translations[keyframes], focal, center

@@ -351,6 +351,7 @@ class Processing:
             [self.work(f"{i}_head.npz") for i in each] + [self.person(i, "tracking.npz") for i in each],
             needs=["landmarks"],
             options={"focal": config.focal, "ipd": config.ipd, "joint_fit": config.joint_fit},
+            version=2,
         )
         runner.run(
             "expression",

@@ -180,3 +180,10 @@ def test_everything_together_is_finite_and_of_the_right_shape():
     for array in (face.expression, face.residual, face.blink, face.gaze, face.mouth_opening, face.residual_basis):
         assert np.isfinite(array).all()
     assert face.fit_error < 0.7, "the noise itself is 0.65 mm"
+
+
+def test_eyes_converge_to_the_camera_s_distance():
+    frontal = np.repeat(expression_basis().mean[None, :, :2], 30, axis=0)
+    far, near = (ex.gaze_from_irises(frontal, np.zeros((30, 2)), distance) for distance in (np.inf, 0.63))
+    np.testing.assert_allclose(near[..., 0] - far[..., 0], np.tile([-1.0, 1.0], (30, 1)) * np.arctan(0.05), atol=2e-3)
+    assert (near[..., 1] == far[..., 1]).all()

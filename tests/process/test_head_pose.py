@@ -195,3 +195,34 @@ def test_keyframes_are_spread_out():
     chosen = head_pose.choose_keyframes(rotations, np.arange(100), 10)
     assert len(np.unique(chosen)) == 10
     assert (chosen >= 90).sum() >= 8
+
+
+def test_what_the_mouth_does_to_the_nose_is_no_nod():
+    person = synthetic_face(150, size=256, seed=8)
+    track = person.track(noise=0.2)
+    rigid = head_pose.rigid_landmarks()
+    jaw = person.expression[:, 0]
+    # A network that lowers nose and forehead by up to 2 px when the jaw opens: read as a nod of about two degrees.
+    drift = np.zeros((478, 2), np.float32)
+    drift[rigid, 1] = 2.0 + 60.0 * (person.shape[rigid, 2] - person.shape[rigid, 2].mean())
+    track.points += (jaw[:, None, None] / 0.4 * drift).astype(np.float32)
+    corrected = head_pose.without_mouth_drift(track.points.astype(float), rigid, track.visible)
+    moved = corrected[:, rigid] - person.points[:, rigid]
+    before = track.points[:, rigid] - person.points[:, rigid]
+    assert (moved - moved.mean(axis=0)).std() < 0.4 * (before - before.mean(axis=0)).std()
+    others = np.setdiff1d(np.arange(478), rigid)
+    assert (corrected[:, others] == track.points[:, others]).all(), "the mouth itself is left as it is"
+
+
+def test_a_still_mouth_corrects_nothing():
+    person = synthetic_face(60, size=256, seed=9, expression=np.zeros((60, 28)))
+    track = person.track(noise=0.2)
+    rigid = head_pose.rigid_landmarks()
+    corrected = head_pose.without_mouth_drift(track.points.astype(float), rigid, track.visible)
+    assert np.abs(corrected - track.points).max() < 0.4
+
+
+def test_what_brows_pull_along_is_not_rigid():
+    rigid = set(head_pose.rigid_landmarks().tolist())
+    assert not rigid & {442, 443, 444, 222, 223, 224}, "skin between brow and lid"
+    assert {6, 197, 5, 4, 10, 127, 356} <= rigid

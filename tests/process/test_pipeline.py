@@ -573,7 +573,7 @@ def test_errors_inside_the_quiet_block_are_not_swallowed(capfd):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("clip", "people", "rmse"),
-    [("single_anchor_20s", 1, 1.0), ("single_13s", 1, 1.2), ("single_longhair_8s", 1, 2.2), ("dyad_8s", 2, 1.0)],
+    [("single_anchor_20s", 1, 0.8), ("single_13s", 1, 1.0), ("single_longhair_8s", 1, 1.6), ("dyad_8s", 2, 0.8)],
 )
 def test_real_clips(shared_clips, tmp_path, clip, people, rmse):
     pytest.importorskip("mediapipe", reason="the real networks")
