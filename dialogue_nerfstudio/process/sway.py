@@ -25,8 +25,9 @@ WIDTH = 256
 NUM_SAMPLES = 16
 """Frames that the mean torso is made of; reaching each takes the time of many that are read in order."""
 
-ALWAYS = 0.9
-"""Share of the frames in which a pixel has to show neck or torso to count."""
+USUALLY = 0.5
+"""Share of the frames in which a pixel has to show neck or torso to count: the edges of collars, which tell most, are
+covered by the chin now and then."""
 
 SMALLEST = 400
 """Pixels that a torso must have to be registered at all."""
@@ -92,7 +93,7 @@ def torso_motion(
     for frame in chosen:
         small = cv2.resize(labels[int(frame)], (WIDTH, height), interpolation=cv2.INTER_NEAREST)
         share += ((small == TORSO) | (small == NECK)) / len(chosen)
-    mask = share > ALWAYS
+    mask = share > USUALLY
     if mask.sum() < SMALLEST:
         return np.zeros((num_frames, 3))
     rows, columns = np.nonzero(mask)
