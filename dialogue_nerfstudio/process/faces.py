@@ -29,6 +29,13 @@ BLACK = 20
 CROP_HALF_SIZE = 1.5
 """Half of a crop's side in face boxes: shows hair, shoulders and the upper chest."""
 
+MAX_UNASKED_PEOPLE = 4
+"""More faces of the same size are a panel or an audience, of which the user says who talks."""
+
+MIN_FACE_SIZE = 32.0
+"""Mean of width and height (pixels of the recording) of the smallest face box whose landmarks mean anything: its mouth
+is about 12 pixels wide."""
+
 CROP_ABOVE = 1.3
 """How much of it lies above the face box's middle, in face boxes."""
 
@@ -151,7 +158,8 @@ def choose_people(
         steady: the part of the looks in which a person's face must have been found.
 
     Raises:
-        DialogueError: there are too few.
+        DialogueError: there are too few, more than MAX_UNASKED_PEOPLE where no number was asked for, or one is smaller
+            than MIN_FACE_SIZE.
     """
     people = sorted((t for t in tracks if len(t.frames) >= steady * num_looks), key=lambda t: -t.size)
     if not people:
@@ -167,7 +175,22 @@ def choose_people(
             f"{where} shows {len(people)} face(s) for most of its length, and {num_people} people were asked for: "
             "give the right number of people or another video."
         )
-    return sorted(people[:num_people], key=lambda t: t.center[0])
+    if num_people is None and len(people) > MAX_UNASKED_PEOPLE:
+        seats = sorted(people, key=lambda t: t.center[0])
+        places = "; ".join(f"{t.size:.0f} px at ({t.center[0]:.0f}, {t.center[1]:.0f})" for t in seats)
+        raise DialogueError(
+            f"{where} shows {len(people)} faces of similar size ({places}): say with --num-people how many of the "
+            "largest talk, or cut out the part of the picture that shows them."
+        )
+    chosen = people[:num_people]
+    if chosen[-1].size < MIN_FACE_SIZE:
+        x, y = chosen[-1].center
+        raise DialogueError(
+            f"{where}: the face at ({x:.0f}, {y:.0f}) is {chosen[-1].size:.0f} pixels large, and at least "
+            f"{MIN_FACE_SIZE:.0f} are needed: give a recording with more pixels or a closer view, or fewer people with "
+            "--num-people."
+        )
+    return sorted(chosen, key=lambda t: t.center[0])
 
 
 class PanelFinder:
@@ -261,6 +284,8 @@ class FoundPerson:
     crop: Int[np.ndarray, " 4"]
     looks_found: float
     """Part of the looks in which the detector saw the face."""
+    faces_seen: int = 1
+    """How many steady faces of at least half this one's size the video shows."""
 
 
 def find_people(
@@ -283,11 +308,15 @@ def find_people(
             faces[:, :4] /= scale
             detections.append((frame, faces))
             progress((frame + 1) / source.num_frames)
-    tracks = choose_people(associate(detections), len(looks), num_people, str(source.path))
+    found = associate(detections)
+    tracks = choose_people(found, len(looks), num_people, str(source.path))
     people = []
+    steady = [t for t in found if len(t.frames) >= 0.5 * len(looks)]
     for track in tracks:
         panel = finder.panel(track.box, [other.box for other in tracks if other is not track])
-        people.append(FoundPerson(track.box, panel, square_crop(track.box, panel), len(track.frames) / len(looks)))
+        seen = sum(other.size >= 0.5 * track.size for other in steady)
+        share = len(track.frames) / len(looks)
+        people.append(FoundPerson(track.box, panel, square_crop(track.box, panel), share, seen))
     return people
 
 

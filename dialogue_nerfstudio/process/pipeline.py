@@ -487,6 +487,7 @@ class Processing:
                     "panel": [int(v) for v in person.panel],
                     "face_box": [round(float(v), 1) for v in person.face_box],
                     "looks_found": person.looks_found,
+                    "faces_seen": person.faces_seen,
                 }
                 for person in people
             ]
@@ -907,6 +908,7 @@ class Processing:
             sound = ["There is no sound: train with --pipeline.model.drive expression."]
         if self.tracker.lacks:
             sound.append(lacks_sentence(self.tracker))
+        sound += self.faces_left_out()
         if len(self.shots) == 1:
             return sound
         taken = 1 + [start for start, _ in self.shots].index(self.start)
@@ -916,6 +918,18 @@ class Processing:
             f"The video has {len(self.shots)} shots ({describe_shots(self.shots, FPS)}); shot {taken} was taken, "
             f"{why}. --shot N with another --output makes a conversation of another one, --shot all one of each.",
         ]
+
+    def faces_left_out(self) -> List[str]:
+        """Which of many faces were taken."""
+        seen = max(person.get("faces_seen", 1) for person in self.people)
+        if len(self.sources) > 1 or seen <= len(self.people):
+            return []
+        boxes = [person["face_box"] for person in self.people]
+        places = ", ".join(
+            f"{i} at ({(box[0] + box[2]) / 2:.0f}, {(box[1] + box[3]) / 2:.0f})"
+            for i, box in zip(self.ids, boxes, strict=True)
+        )
+        return [f"The picture shows {seen} faces; the largest were taken: {places}. --num-people N takes others along."]
 
     def roles_found(self) -> Dict[str, Any]:
         """How voices were given to faces; nothing where that was no question."""

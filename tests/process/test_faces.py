@@ -89,6 +89,24 @@ def test_no_face_and_too_few_faces_are_named():
         faces.choose_people(faces.associate(_looks((300, 300, 100))), 20, 2, "chat.mp4")
 
 
+def test_eight_faces_are_an_audience_until_a_number_is_given():
+    tracks = faces.associate(_looks(*[(100 + 200 * i, 300, 100 + i) for i in range(8)]))
+    with pytest.raises(
+        DialogueError, match=r"hall\.mp4 shows 8 faces of similar size \(100 px at \(100, 300\).*--num-people"
+    ):
+        faces.choose_people(tracks, 20, None, "hall.mp4")
+    two = faces.choose_people(tracks, 20, 2, "hall.mp4")
+    np.testing.assert_allclose([p.center[0] for p in two], [1300, 1500], atol=5)
+    assert len(faces.choose_people(tracks, 20, 8, "hall.mp4")) == 8
+
+
+def test_a_face_of_too_few_pixels_is_refused():
+    tracks = faces.associate(_looks((300, 300, 100), (700, 300, 24)))
+    assert len(faces.choose_people(tracks, 20, None, "far.mp4")) == 1
+    with pytest.raises(DialogueError, match=r"far\.mp4: the face at \(7\d\d, 30\d\) is 2\d pixels large.*32"):
+        faces.choose_people(tracks, 20, 2, "far.mp4")
+
+
 def _finder(image: np.ndarray, noise: int = 0) -> faces.PanelFinder:
     rng = np.random.default_rng(0)
     finder = faces.PanelFinder(*image.shape[:2])
