@@ -13,7 +13,7 @@ SHARES = {
     "people": 2.3,
     "crops": 9.5,
     "landmarks": 7.1,
-    "head": 1.0,
+    "head": 2.0,
     "expression": 1.0,
     "labels": 6.8,
     "background": 3.0,
