@@ -57,8 +57,9 @@ class VoiceConfig:
     """`lip_window` (s) for who speaks at the same time as another: what is put in so is short."""
     overlap_evidence: float = 2.0
     """Lip score that it takes at every frame."""
-    heard_overlap_evidence: float = 0.0
-    """And where the diarizer heard this participant's voice beside another's."""
+    heard_overlap_evidence: float = -6.0
+    """And where the diarizer heard this participant's voice beside another's; at -6, the lowest there is, the ear is
+    believed whatever the lips do, as a "mm" is said with closed lips."""
     least_agreement: float = 0.25
     """Voices that agree with the lips less than this (Cohen's kappa) are not believed."""
     certain_evidence: float = 3.0

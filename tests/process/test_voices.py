@@ -196,7 +196,7 @@ def test_two_voices_at_once_need_less_of_the_lips_than_one():
     speaking[5:35, 0] = True
     scores = np.full((40, 2), -1.0)
     scores[10:20, 1] = 1.0
-    config = VoiceConfig()
+    config = VoiceConfig(heard_overlap_evidence=0.0)
     assert not add_overlaps(speaking, scores, FPS, config)[:, 1].any()
     heard = np.zeros_like(speaking)
     heard[8:18, 1] = True
