@@ -159,7 +159,7 @@ def part_labels(
     person: Bool[np.ndarray, "height width"], landmarks: Float[np.ndarray, "478 2"]
 ) -> UInt8[np.ndarray, "height width"]:
     """Cuts a silhouette into torso, neck and head."""
-    return with_hanging_hair(_cut(person, landmarks), landmarks)
+    return without_slivers(with_hanging_hair(_cut(person, landmarks), landmarks), landmarks)
 
 
 def _cut(
@@ -183,9 +183,7 @@ def with_hanging_hair(
     _, _, span = face_axes(landmarks)
     reach = max(round(HAIR_BRIDGE * span), 1)
     torso = (parts == TORSO).astype(np.uint8)
-    padded = cv2.copyMakeBorder(torso, reach, reach, reach, reach, cv2.BORDER_REPLICATE)
-    solid = cv2.morphologyEx(padded, cv2.MORPH_OPEN, _disc(reach))[reach:-reach, reach:-reach]
-    _, pieces, stats, _ = cv2.connectedComponentsWithStats(solid, connectivity=4)
+    _, pieces, stats, _ = cv2.connectedComponentsWithStats(_opened(torso, reach), connectivity=4)
     left, top, width, height = stats[:, :4].T
     at_border = (left == 0) | (left + width == parts.shape[1]) | (top + height == parts.shape[0])
     # The first component is what is not torso.
@@ -193,12 +191,35 @@ def with_hanging_hair(
     if not at_border.any():
         return parts
     body = cv2.dilate(at_border[pieces].astype(np.uint8), _disc(reach))
-    count, pieces = cv2.connectedComponents(((torso > 0) & (body == 0)).astype(np.uint8), connectivity=4)
+    return _joined_to_head(parts, (torso > 0) & (body == 0))
+
+
+def without_slivers(
+    parts: UInt8[np.ndarray, "height width"], landmarks: Float[np.ndarray, "478 2"]
+) -> UInt8[np.ndarray, "height width"]:
+    """Labels with neck that is thinner than twice HAIR_BRIDGE, along the jaw and between it and hair, made head: there
+    the cut is no surer than that, and moves with every landmark."""
+    _, _, span = face_axes(landmarks)
+    neck = (parts == NECK).astype(np.uint8)
+    return _joined_to_head(parts, (neck > 0) & (_opened(neck, max(round(HAIR_BRIDGE * span), 1)) == 0))
+
+
+def _opened(mask: UInt8[np.ndarray, "height width"], radius: int) -> UInt8[np.ndarray, "height width"]:
+    """A mask without what is thinner than a disc; it goes on beyond the picture's border."""
+    padded = cv2.copyMakeBorder(mask, radius, radius, radius, radius, cv2.BORDER_REPLICATE)
+    return cv2.morphologyEx(padded, cv2.MORPH_OPEN, _disc(radius))[radius:-radius, radius:-radius]
+
+
+def _joined_to_head(
+    parts: UInt8[np.ndarray, "height width"], pieces: Bool[np.ndarray, "height width"]
+) -> UInt8[np.ndarray, "height width"]:
+    """Labels with those connected pieces made head that touch it."""
+    count, numbers = cv2.connectedComponents(pieces.astype(np.uint8), connectivity=8)
     beside_head = cv2.dilate((parts == HEAD).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-    hangs = np.zeros(count, bool)
-    hangs[np.unique(pieces[beside_head])] = True
-    hangs[0] = False
-    return np.where(hangs[pieces], HEAD, parts).astype(np.uint8)
+    joined = np.zeros(count, bool)
+    joined[np.unique(numbers[beside_head])] = True
+    joined[0] = False
+    return np.where(joined[numbers], HEAD, parts).astype(np.uint8)
 
 
 def steady(maps: Iterable[UInt8[np.ndarray, "height width"]]) -> Iterator[UInt8[np.ndarray, "height width"]]:

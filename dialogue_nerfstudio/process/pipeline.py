@@ -366,7 +366,7 @@ class Processing:
             [self.person(i, "labels.mkv") for i in each],
             needs=["landmarks"],
             options={"masks": list(config.masks), "files": source_fingerprint(mask_files(config.masks))},
-            version=2,
+            version=3,
         )
         runner.run(
             "background",

@@ -162,3 +162,16 @@ def test_steady_labels_keep_what_moves_and_drop_what_jumps():
     steadied = np.array(list(labels.steady(blinking)))
     assert (steadied[:-1] == 0).all(), "alternating labels settle"
     assert list(labels.steady([])) == [] and len(list(labels.steady(moving[:1]))) == 1
+
+
+def test_slivers_of_neck_between_jaw_and_hair_are_head():
+    landmarks = _landmarks()
+    _, _, span = labels.face_axes(landmarks)
+    thin = max(round(labels.HAIR_BRIDGE * span), 1)
+    parts = np.full((SIZE, SIZE), HEAD, np.uint8)
+    parts[100:140, 60 : 60 + thin] = NECK
+    parts[150:, 80:160] = NECK
+    parts[200:, :80] = parts[200:, 160:] = TORSO
+    found = labels.without_slivers(parts, landmarks)
+    assert (found[100:140, 60 : 60 + thin] == HEAD).all() and (found[160:, 90:150] == NECK).all()
+    np.testing.assert_array_equal(found == TORSO, parts == TORSO)
