@@ -131,6 +131,7 @@ class VideoWriter:
         fps: frames per second.
         width, height: pixels; libx264 in yuv420p needs them even.
         crf: libx264's quality, lower is better; 10 is visually lossless.
+        preset: libx264's effort: "superfast" takes a third of the time of "fast" for files half as large again.
 
     Raises:
         DialogueError: odd sizes, a full disk.
@@ -140,12 +141,12 @@ class VideoWriter:
     encoder_format = "yuv420p"
     array_format = "rgb24"
 
-    def __init__(self, path: Path, fps: float, width: int, height: int, crf: int = 10):
+    def __init__(self, path: Path, fps: float, width: int, height: int, crf: int = 10, preset: str = "fast"):
         if width % 2 or height % 2:
             raise DialogueError(f"{path}: a video's width and height must be even, not {width}x{height}.")
         self.path, self.fps, self.width, self.height = Path(path), fps, width, height
         self.num_frames = 0
-        self._options = {"crf": str(crf), "preset": "fast", "g": str(KEYFRAME_INTERVAL)}
+        self._options = {"crf": str(crf), "preset": preset, "g": str(KEYFRAME_INTERVAL)}
         self._context = None
 
     def __enter__(self) -> "VideoWriter":

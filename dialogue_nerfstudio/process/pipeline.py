@@ -544,7 +544,7 @@ class Processing:
             sizes = [crop_size(crop, self.config.size) for crop in crops]
             with ExitStack() as stack:
                 writers = [
-                    stack.enter_context(VideoWriter(self.person(i, "video.mp4"), FPS, size, size))
+                    stack.enter_context(VideoWriter(self.person(i, "video.mp4"), FPS, size, size, preset="superfast"))
                     for (i, _), size in zip(mine, sizes, strict=True)
                 ]
                 write_crops(
