@@ -8,9 +8,9 @@ their rays to the depth their neutral
 position has in head space, in metres: what a camera in front of the face, and moving with it, would see.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Optional
+from typing import Iterator, Optional
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -96,6 +96,11 @@ def weights_of_measured(measured: Bool[np.ndarray, " 478"]) -> Float[np.ndarray,
     apart err independently."""
     weights = np.where(measured, landmark_weights(), 0.0)
     return weights * (landmark_weights().sum() / weights.sum())
+
+
+def chunks(num_frames: int, size: int = 500) -> Iterator[slice]:
+    """The frames in pieces, so that what is computed of them on the way never is there of all of them."""
+    return (slice(start, min(start + size, num_frames)) for start in range(0, num_frames, size))
 
 
 def fit_geometry(
@@ -194,11 +199,16 @@ def personal_residual(
     """Weighted PCA of what the shared basis leaves: scores in standard deviations of the first component, and what one
     of them means in metres."""
     weights = np.sqrt(landmark_weights() if weights is None else weights)[:, None]
-    flat = ((left_over - left_over.mean(axis=0)) * weights).reshape(len(left_over), -1)
-    values, vectors = np.linalg.eigh(flat.T @ flat / len(flat))
-    count = min(num_components, len(flat) - 1, int((values > 1e-12).sum()))
+    mean, num_frames = left_over.mean(axis=0), len(left_over)
+
+    def flat(part: slice) -> np.ndarray:
+        return ((left_over[part] - mean) * weights).reshape(-1, weights.size * 2)
+
+    covariance = sum((rows := flat(part)).T @ rows for part in chunks(num_frames)) / num_frames
+    values, vectors = np.linalg.eigh(covariance)
+    count = min(num_components, num_frames - 1, int((values > 1e-12).sum()))
     directions = vectors[:, ::-1][:, :count]
-    scores = flat @ directions
+    scores = np.concatenate([flat(part) @ directions for part in chunks(num_frames)])
     scale = max(float(scores[:, 0].std()), 1e-9) if count else 1.0
     back = np.where(weights > 0, 1.0 / np.maximum(weights, 1e-6), 0.0)
     return scores / scale, (directions.T * scale).reshape(count, 478, 2) * back
@@ -298,17 +308,24 @@ def measure_face(
 
     Where the tracker sees no irises, gaze is zero: straight ahead.
     """
-    points = track.points.astype(np.float64)
+    points = track.points
     weights = weights_of_measured(track.measured)
     seen = (track.visible if visible is None else visible).astype(np.float64)
     expression = whittaker_smooth(fit_expression(points, head, basis, weights=weights), seen, EXPRESSION_SMOOTHING)
     expression = np.clip(expression, basis.lower, basis.upper)
-    frontal = frontal_positions(points, head)
-    explained = head.shape[:, :2] + np.einsum("te,end->tnd", expression, basis.expression[..., :2])
-    left_over = frontal - explained
+    frontal, left_over = np.empty(points.shape), np.empty(points.shape)
+    for part in chunks(len(points)):
+        posed = replace(head, rotations=head.rotations[part], translations=head.translations[part])
+        frontal[part] = frontal_positions(points[part].astype(np.float64), posed)
+        explained = np.einsum("te,end->tnd", expression[part], basis.expression[..., :2])
+        left_over[part] = frontal[part] - head.shape[:, :2] - explained
     residual, residual_basis = personal_residual(left_over, num_residuals, weights)
-    unexplained = left_over - left_over.mean(axis=0) - np.einsum("tk,knd->tnd", residual, residual_basis)
-    fit_error = 1e3 * np.sqrt((weights[:, None] * unexplained**2).sum(axis=(1, 2)).mean() / weights.sum())
+    left_over -= left_over.mean(axis=0)
+    squares = 0.0
+    for part in chunks(len(points)):
+        unexplained = left_over[part] - np.einsum("tk,knd->tnd", residual[part], residual_basis)
+        squares += float((weights[:, None] * unexplained**2).sum())
+    fit_error = 1e3 * np.sqrt(squares / len(points) / weights.sum())
     blink = blink_from_ratio(eye_aspect_ratio(frontal), fps)
     distance = float(np.median(np.linalg.norm(head.translations, axis=1)) - eye_centers(head.shape)[:, 2].mean())
     return FaceMotion(
