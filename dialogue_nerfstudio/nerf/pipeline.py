@@ -132,12 +132,6 @@ class DialoguePipeline(VanillaPipeline):
         weights = {name: float(outputs[COUNTS[name]]) if COUNTS.get(name) in outputs else rays for name in losses}
         return outputs, losses, weights, metrics, rays
 
-    def train(self, mode: bool = True) -> "DialoguePipeline":
-        """As for any module."""
-        if self._shared_steps is not None:
-            self._shared_steps.use_threads(mode)
-        return super().train(mode)
-
     def end_processes(self) -> None:
         """Ends the processes that share training steps; the next step starts them again."""
         if self._shared_steps is not None:

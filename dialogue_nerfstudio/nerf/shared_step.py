@@ -126,8 +126,7 @@ class SharedSteps:
     def __init__(self, pipeline: Any, count: int):
         self._pipeline = weakref.ref(pipeline)
         self._all_threads = torch.get_num_threads()
-        self.threads = max(1, self._all_threads // count)
-        """torch threads of each process while it trains."""
+        self._threads = max(1, self._all_threads // count)
         model = pipeline.model
         _share_memory(model)
         self._parameters = [p for p in model.parameters() if p.requires_grad and p.numel()]
@@ -138,7 +137,7 @@ class SharedSteps:
         self._connections: List[multiprocessing.connection.Connection] = []
         self._busy = False
         model.share = BatchShare(0, count, torch.Generator().manual_seed(seed))
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(self._threads)
         for index in range(1, count):
             ours, theirs = context.Pipe()
             gradients = [_shared(torch.zeros_like(parameter)) for parameter in self._parameters]
@@ -153,6 +152,7 @@ class SharedSteps:
             self._gradients.append(gradients)
             self._processes.append(process)
             self._connections.append(ours)
+        torch.set_num_threads(self._all_threads)
         self._finalizer = weakref.finalize(self, _end, self._connections, self._processes)
 
     def step(self, step: int) -> Tuple[Any, Dict[str, Tensor], Dict[str, Tensor]]:
@@ -168,8 +168,10 @@ class SharedSteps:
         try:
             self._finish()
             for connection in self._connections:
-                _send(connection, step)
+                _send(connection, (step, torch.is_autocast_enabled("cpu")))
             self._busy = True
+            # A share of the cores, until the step's gradients are there; the others wait while this process does more.
+            torch.set_num_threads(self._threads)
             # Made before the graph of this process's rays: autograd works backwards in time, so that it waits for the
             # others only when this process has done its share.
             others = _GradientsOfOthers.apply(self, *self._parameters) if torch.is_grad_enabled() else torch.zeros(())
@@ -201,11 +203,6 @@ class SharedSteps:
                     sums[row] = gradient if sums[row] is None else sums[row] + gradient
         return sums
 
-    def use_threads(self, training: bool) -> None:
-        """One share of the cores while training, all of them for pictures: the other processes wait then."""
-        if self._processes:
-            torch.set_num_threads(self.threads if training else self._all_threads)
-
     def close(self) -> None:
         """Ends the other processes. Steps that follow are this process's alone."""
         if self._processes:
@@ -236,6 +233,7 @@ class SharedSteps:
             given.append(has)
             if pipeline is not None:
                 pipeline.model.trained_drives.update(drives)
+        torch.set_num_threads(self._all_threads)
         return given
 
     def _answer(self, index: int) -> Any:
@@ -309,7 +307,8 @@ def _serve(
     pipeline.model.share = share
     try:
         while True:
-            _share_of_step(pipeline, connection.recv(), connection, parameters, gradients)
+            step, mixed = connection.recv()
+            _share_of_step(pipeline, step, mixed, connection, parameters, gradients)
     except (EOFError, OSError):
         # Process 0 is gone.
         return
@@ -322,6 +321,7 @@ def _serve(
 def _share_of_step(
     pipeline: Any,
     step: int,
+    mixed_precision: bool,
     connection: multiprocessing.connection.Connection,
     parameters: Sequence[nn.Parameter],
     gradients: Sequence[Tensor],
@@ -329,7 +329,8 @@ def _share_of_step(
     pipeline.train()
     for parameter in parameters:
         parameter.grad = None
-    _, terms, weights, metrics, rays = pipeline.weighted_losses(step)
+    with torch.autocast("cpu", enabled=mixed_precision):
+        _, terms, weights, metrics, rays = pipeline.weighted_losses(step)
     weighted = {name: (float(term.detach()), weights[name]) for name, term in terms.items()}
     connection.send(("losses", weighted, {name: float(value) for name, value in metrics.items()}, rays))
     totals = connection.recv()

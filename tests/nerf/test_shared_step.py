@@ -75,8 +75,7 @@ def lips(config):
     config.model.geometry.virtual_coefficient = 0.0
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-@pytest.mark.parametrize("change", [virtual, lips])
+@pytest.mark.parametrize("change, processes", [(virtual, 2), (virtual, 3), (lips, 2)])
 def test_gradients_are_those_of_the_undivided_batch(shared, without_chance, change, processes):
     alone, together = shared(1, change), shared(processes, change)
     together.model.load_state_dict(alone.model.state_dict())
@@ -220,3 +219,30 @@ def test_how_many_processes(monkeypatch):
         choose_processes(2, "cuda", 1, 16384)
     with pytest.raises(DialogueError, match="at least one"):
         choose_processes(0, "cpu", 1, 1024)
+
+
+def test_a_step_leaves_all_cores_to_what_follows(shared):
+    """Adam, occupancy grids, pictures, and another training in the same process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first_step(shared(2))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_mixed_precision_reaches_every_process(shared, monkeypatch):
+    pipeline, here = shared(2), os.getpid()
+    weighted_losses = DialoguePipeline.weighted_losses
+
+    def checking(self, step):
+        if os.getpid() != here and not torch.is_autocast_enabled("cpu"):
+            raise DialogueError("full precision over there")
+        return weighted_losses(self, step)
+
+    monkeypatch.setattr(DialoguePipeline, "weighted_losses", checking)
+    with torch.autocast("cpu"):
+        _, losses, _ = pipeline.get_train_loss_dict(0)
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in pipeline.model.parameters() if p.grad is not None)
