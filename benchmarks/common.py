@@ -131,7 +131,6 @@ class TrainingLoop:
         change(config)
         torch.manual_seed(0)
         self.pipeline = DialoguePipeline(config.pipeline, device=device(), test_mode="val")
-        self._interval = config.pipeline.model.occupancy_interval
         self._optimizers, self._schedulers = [], []
         for name, parameters in self.pipeline.get_param_groups().items():
             group = config.optimizers[name]
@@ -149,8 +148,7 @@ class TrainingLoop:
         for optimizer, scheduler in zip(self._optimizers, self._schedulers, strict=True):
             optimizer.step()
             scheduler.step()
-        if self.done % self._interval == 0:
-            self.pipeline.model.update_occupancy(self.done)
+        self.pipeline.model.update_occupancy(self.done)
         self.done += 1
 
 

@@ -98,8 +98,7 @@ def train_and_measure(data: Path, sharing: str, steps: int, options: Participant
         for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
             optimizer.step()
             scheduler.step()
-        if step % config.model.occupancy_interval == 0:
-            pipeline.model.update_occupancy(step)
+        pipeline.model.update_occupancy(step)
     elapsed, work = time.perf_counter() - begun, time.process_time() - worked
     sizes = {name: sum(p.numel() for p in parameters) for name, parameters in groups.items()}
     return {

@@ -16,7 +16,7 @@ from dialogue_nerfstudio.encodings.hash_grid import HashGrid
 from dialogue_nerfstudio.encodings.spatial import PLANES, TriPlane
 from dialogue_nerfstudio.fields.conditioning import frequency_encoding
 from dialogue_nerfstudio.fields.head_field import HeadField
-from dialogue_nerfstudio.fields.participant_grids import ParticipantGrids
+from dialogue_nerfstudio.fields.participant_grids import ParticipantGrids, atlas_block
 from dialogue_nerfstudio.fields.program import (
     DIRECTION_ROW,
     POSITION_ROW,
@@ -128,7 +128,7 @@ def _grid_features(
     """`ParticipantGrids.forward` at positions of [0, 1] in the participant's box; where the features are."""
     grid = grids.grids[participant if grids.sharing == "per-participant" else 0]
     if grids.blocks > 1:
-        block = torch.tensor([float(participant // grids.blocks**axis % grids.blocks) for axis in range(3)])
+        block = torch.tensor(atlas_block(participant, grids.blocks, grids.encoding), dtype=torch.float32)
         build.clamp(position, 3)
         position = build.dense(position, torch.eye(3) / grids.blocks, block / grids.blocks)
     out = build.rows(grid.out_dim) if out is None else out

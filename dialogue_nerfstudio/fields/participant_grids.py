@@ -5,7 +5,7 @@ features are those of `encodings.hash_grid`.
 """
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, Tuple
 
 import torch
 from jaxtyping import Float
@@ -17,18 +17,27 @@ from dialogue_nerfstudio.encodings.spatial import EncodingName, spatial_encoding
 GridSharing = Literal["per-participant", "shared", "atlas"]
 
 
-def blocks_per_axis(num_participants: int) -> int:
-    """Blocks along an axis of the smallest cube of blocks that has one for each participant."""
+def blocks_per_axis(num_participants: int, encoding: EncodingName = "grid") -> int:
+    """Blocks along an axis of the smallest cube of blocks that has one for each participant: b³ of them in a grid over
+    space, b² in a tri-plane, because no two may lie behind each other along any axis."""
+    dimensions = 3 if encoding == "grid" else 2
     blocks = 1
-    while blocks**3 < num_participants:
+    while blocks**dimensions < num_participants:
         blocks += 1
     return blocks
 
 
-def atlas_config(config: HashGridConfig, num_participants: int) -> HashGridConfig:
+def atlas_block(participant: int, blocks: int, encoding: EncodingName = "grid") -> Tuple[int, int, int]:
+    """The participant's block in the cube. Those of a tri-plane form a Latin square: in each of its three planes all
+    participants have places of their own."""
+    x, y = participant % blocks, participant // blocks % blocks
+    return x, y, participant // blocks**2 % blocks if encoding == "grid" else (x + y) % blocks
+
+
+def atlas_config(config: HashGridConfig, num_participants: int, encoding: EncodingName = "grid") -> HashGridConfig:
     """The grid that holds everybody's block: cells as small as `config`'s, and a table that grows as the square root
     of the number of participants, in powers of two (2 share one of the size of one; 4 one of twice that)."""
-    blocks = blocks_per_axis(num_participants)
+    blocks = blocks_per_axis(num_participants, encoding)
     return replace(
         config,
         base_resolution=config.base_resolution * blocks,
@@ -65,10 +74,10 @@ class ParticipantGrids(nn.Module):
         encoding: EncodingName = "grid",
     ):
         super().__init__()
-        self.sharing, self.blocks = sharing, 1
+        self.sharing, self.encoding, self.blocks = sharing, encoding, 1
         if sharing == "atlas":
-            self.blocks = blocks_per_axis(len(boxes))
-            config = atlas_config(config, len(boxes))
+            self.blocks = blocks_per_axis(len(boxes), encoding)
+            config = atlas_config(config, len(boxes), encoding)
         self.grids = nn.ModuleList(
             spatial_encoding(encoding, config) for _ in range(len(boxes) if sharing == "per-participant" else 1)
         )
@@ -88,8 +97,6 @@ class ParticipantGrids(nn.Module):
         grid = self.grids[participant if self.sharing == "per-participant" else 0]
         inside = unit_positions.clamp(0.0, 1.0)
         if self.blocks > 1:
-            block = torch.tensor(
-                [participant // self.blocks**axis % self.blocks for axis in range(3)], device=inside.device
-            )
-            inside = (inside + block) / self.blocks
+            block = atlas_block(participant, self.blocks, self.encoding)
+            inside = (inside + torch.tensor(block, device=inside.device)) / self.blocks
         return grid(inside).float()

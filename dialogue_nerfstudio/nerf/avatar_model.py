@@ -176,11 +176,17 @@ class AvatarModel(Model):
     def check_view(self, participant: int, camera_to_person: Float[np.ndarray, "3 4"], frame: int) -> Optional[str]:
         """A sentence if a camera in person space sees a participant's frame from where training did not, else None.
 
-        The first such sentence of each participant is printed; the viewer's panel shows the newest.
+        The first such sentence of each participant is printed; in the viewer the panel shows the newest instead.
         """
         rotation = self.signal_rotation[participant, frame].cpu().numpy()
         translation = self.signal_translation[participant, frame].cpu().numpy()
-        sentence = self.seen_views.check(participant, np.asarray(camera_to_person)[:, 3], rotation, translation)
+        sentence = self.seen_views.check(
+            participant,
+            np.asarray(camera_to_person)[:, 3],
+            rotation,
+            translation,
+            announce=not self.panel.has_viewer,
+        )
         self.panel.show_view(self.view_range(participant), np.asarray(camera_to_person), sentence)
         return sentence
 

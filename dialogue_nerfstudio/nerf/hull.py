@@ -29,7 +29,7 @@ def visual_hull(
     camera: Camera,
     frames: Iterable[Tuple[Float[np.ndarray, "3 4"], UInt8[np.ndarray, "h w"]]],
     keep: Tuple[int, ...],
-    keep_unseen: bool = False,
+    keep_below: bool = False,
 ) -> Bool[np.ndarray, " cells"]:
     """Carves a box.
 
@@ -39,13 +39,14 @@ def visual_hull(
         camera: the recording camera, at any size of its picture.
         frames: (rigid transform from the part's space to person space, label map) of training frames.
         keep: labels of the part.
-        keep_unseen: whether cells that no frame sees can hold something.
+        keep_below: whether cells below the picture can hold something. What is beside it cannot: nobody knows whether
+            a shoulder goes on there, and what its colours would be.
 
     Returns:
         whether each cell can hold something.
     """
     centres = cell_centres(box, resolution)
-    seen, hits = np.zeros(len(centres)), np.zeros(len(centres))
+    seen, hits, below = np.zeros(len(centres)), np.zeros(len(centres)), np.zeros(len(centres), dtype=bool)
     half_cell = 0.5 * float(np.linalg.norm((box[1] - box[0]) / resolution))
     rotation, position = camera.camera_to_person[:, :3], camera.camera_to_person[:, 3]
     for transform, labels in frames:
@@ -59,5 +60,6 @@ def visual_hull(
         row = np.floor((-camera.focal * local[:, 1] / distance + camera.cy) * scale).astype(int)
         inside = (local[:, 2] < 0) & (column >= 0) & (row >= 0) & (column < labels.shape[1]) & (row < labels.shape[0])
         seen += inside
+        below |= (local[:, 2] < 0) & (column >= 0) & (column < labels.shape[1]) & (row >= labels.shape[0])
         hits[inside] += mask[row[inside], column[inside]]
-    return (hits > SMALLEST_SHARE * np.maximum(seen, 1)) | (keep_unseen & (seen == 0))
+    return (hits > SMALLEST_SHARE * np.maximum(seen, 1)) | (keep_below & below & (seen == 0))

@@ -89,7 +89,7 @@ class DialogueModelConfig(AvatarModelConfig):
     occupancy: OccupancyGridConfig = field(default_factory=lambda: OccupancyGridConfig(updates_to_forget=12))
     """Which cells of a box are evaluated at all."""
     occupancy_interval: int = 16
-    """Steps between updates of the occupancy grids."""
+    """Steps that show a participant from one update of their occupancy grids to the next."""
     signal_noise: float = 0.2
     """In training, deviation of noise added to expression and residual, in their own deviations over the recording:
     against reading more from a coefficient than the tracker knows. Half a decibel for mouths; ours."""
@@ -206,6 +206,7 @@ class DialogueModel(AvatarModel):
         self.head_occupancy = nn.ModuleList(OccupancyGrid(box, self.config.occupancy) for box in head_boxes)
         self.torso_occupancy = nn.ModuleList(OccupancyGrid(box, self.config.occupancy) for box in torso_boxes)
 
+        self._steps_since_update = [0] * len(people)
         for name, grids in (("head_hull", self.head_occupancy), ("torso_hull", self.torso_occupancy)):
             self.register_buffer(name, torch.ones(len(people), len(grids[0].occupied), dtype=torch.bool))
 
@@ -364,9 +365,13 @@ class DialogueModel(AvatarModel):
 
     def get_outputs(self, ray_bundle: Union[RayBundle, Cameras]) -> Dict[str, Any]:
         outputs = super().get_outputs(ray_bundle)
+        if not self.training:
+            return outputs
+        assert isinstance(ray_bundle, RayBundle)
+        rows = torch.unique(ray_bundle.metadata["participant"]).tolist()
+        for row in rows:
+            self._steps_since_update[row] += 1
         if self._virtual_step():
-            assert isinstance(ray_bundle, RayBundle)
-            rows = torch.unique(ray_bundle.metadata["participant"]).tolist()
             participant = rows[int(torch.randint(len(rows), ()))]
             outputs["virtual"], outputs["virtual_count"] = self._virtual_opacity(participant)
         return outputs
@@ -459,7 +464,7 @@ class DialogueModel(AvatarModel):
             TrainingCallback(
                 [TrainingCallbackLocation.AFTER_TRAIN_ITERATION],
                 self.update_occupancy,
-                update_every_num_iters=self.config.occupancy_interval,
+                update_every_num_iters=1,
             ),
             TrainingCallback(
                 [TrainingCallbackLocation.AFTER_TRAIN_ITERATION],
@@ -523,11 +528,15 @@ class DialogueModel(AvatarModel):
 
     @torch.no_grad()
     def update_occupancy(self, step: int) -> None:
-        """Meets the fields at one random frame in every cell of every occupancy grid."""
-        if step == 0:
-            return
-        for participant in range(len(self.participant_ids)):
-            self._update_occupancy_of(participant)
+        """Meets the fields of whom enough steps have shown, at one random frame, in every cell of their grids.
+
+        The more people take turns, the rarer a step shows each of them: their grids wait for it, or they would forget
+        what is merely not shown.
+        """
+        for participant, steps in enumerate(self._steps_since_update):
+            if steps >= self.config.occupancy_interval:
+                self._steps_since_update[participant] = 0
+                self._update_occupancy_of(participant)
 
     def _update_occupancy_of(self, participant: int) -> None:
         frame = torch.randint(self.num_frames, (1,), device=self.device)

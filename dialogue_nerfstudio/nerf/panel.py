@@ -87,6 +87,8 @@ class DialoguePanel(ViewerControl):
         """Called by nerfstudio's viewer once; builds the widgets."""
         super()._setup(viewer)
         self._viewer = viewer
+        # ns-viewer would hang a picture of every recorded frame where the view starts: there is one camera a person.
+        viewer.config.max_num_display_images = 0
         server = self.viser_server
         server.scene.set_up_direction("+y")
         self._slider = server.gui.add_slider(

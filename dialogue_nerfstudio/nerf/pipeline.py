@@ -164,7 +164,7 @@ class DialoguePipeline(VanillaPipeline):
                 ((identity, label) for label in labels),
                 body,
                 # A proxy goes on below the picture.
-                keep_unseen=priors.enabled,
+                keep_below=priors.enabled,
             )
             hulls.append((torch.from_numpy(head), torch.from_numpy(torso)))
             if priors.enabled:

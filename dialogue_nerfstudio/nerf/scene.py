@@ -323,6 +323,7 @@ def render_scene(
             placement.to_person(position).numpy(),
             model.signal_rotation[row, frame].cpu().numpy(),
             model.signal_translation[row, frame].cpu().numpy(),
+            announce=not model.panel.has_viewer,
         )
         for row, placement in zip(scene.rows, scene.placements, strict=True)
     ]

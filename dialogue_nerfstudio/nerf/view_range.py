@@ -160,10 +160,15 @@ class SeenViews:
         position: Float[np.ndarray, "3"],
         rotation: Float[np.ndarray, "3 3"],
         translation: Float[np.ndarray, "3"],
+        announce: bool = True,
     ) -> Optional[str]:
-        """`ViewRange.departure`, printed as a warning the first time that this participant's view departs."""
+        """`ViewRange.departure`, printed as a warning the first time that this participant's view departs.
+
+        Args:
+            announce: whether to print at all; not where a panel shows the sentence.
+        """
         sentence = self._ranges[participant].departure(position, rotation, translation)
-        if sentence is not None and not self._warned[participant]:
+        if announce and sentence is not None and not self._warned[participant]:
             self._warned[participant] = True
             CONSOLE.print(f"[bold yellow]Warning:[/bold yellow] {sentence}", highlight=False)
         return sentence

@@ -34,6 +34,20 @@ def test_an_atlas_without_collisions_keeps_everybody_apart():
     assert not (torch.stack(entries).sum(dim=0) > 1).any()
 
 
+@pytest.mark.parametrize("num_participants", [2, 4, 7])
+def test_in_an_atlas_of_planes_nobody_lies_behind_anybody(num_participants):
+    boxes = torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]).expand(num_participants, 2, 3)
+    module = ParticipantGrids(CONFIG, "atlas", boxes, "tri-plane")
+    entries = []
+    for participant in range(num_participants):
+        module.zero_grad()
+        module(0.2 + 0.6 * torch.rand(4096, 3), participant).sum().backward()
+        entries.append([plane.table.grad.abs().sum(dim=-1) > 0 for plane in module.grids[0].planes])
+    for plane in range(3):
+        read = torch.stack([of_person[plane] for of_person in entries])
+        assert read.any(dim=1).all() and not (read.sum(dim=0) > 1).any()
+
+
 def test_a_shared_grid_reads_the_same_for_everybody():
     module = grids("shared", 3)
     positions = torch.rand(50, 3)

@@ -21,7 +21,7 @@ from dialogue_nerfstudio.nerf.geometry_priors import (
     with_hidden_neck,
     yaw_pitch_roll,
 )
-from dialogue_nerfstudio.nerf.hull import cell_centres
+from dialogue_nerfstudio.nerf.hull import cell_centres, visual_hull
 from dialogue_nerfstudio.nerf.pipeline import DialoguePipeline
 
 
@@ -149,6 +149,21 @@ def test_virtual_rays_stop_at_the_body_and_pass_beside_it(proxies):
     wrong = opacity_loss(go.float(), stop, go)
     assert right < 1e-6 < wrong
     assert opacity_loss(stop.float(), ~(stop | go) & False, go & False) == 0.0
+
+
+def test_below_the_picture_a_body_can_go_on_but_not_beside_it(camera):
+    """A torso that fills the picture: its hull has all cells that the camera sees and those under the picture."""
+    box = np.array([[-0.6, -0.6, -0.1], [0.6, 0.6, 0.1]])
+    labels = np.full((64, 64), TORSO, dtype=np.uint8)
+    frames = [(np.hstack([np.eye(3), np.zeros((3, 1))]), labels)]
+    hull = visual_hull(box, 24, camera, frames, (TORSO,), keep_below=True)
+    centres = cell_centres(box, 24)
+    ahead = DISTANCE - centres[:, 2]
+    across, up = centres[:, 0] / ahead, centres[:, 1] / ahead
+    inside, under = (np.abs(across) < 0.25) & (np.abs(up) < 0.25), (np.abs(across) < 0.24) & (up < -0.26)
+    assert hull[inside].all() and hull[under].all()
+    assert not hull[(np.abs(across) > 0.26) | (up > 0.26)].any()
+    assert not visual_hull(box, 24, camera, frames, (TORSO,))[under].any()
 
 
 def test_turns_are_views(proxies):

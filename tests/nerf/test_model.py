@@ -257,6 +257,24 @@ def test_a_checkpoint_brings_back_the_same_picture(pipeline, small_config):
     assert not any(key.startswith("_model.signal_audio") for key in checkpoint(pipeline))
 
 
+def test_occupancy_grids_wait_for_steps_that_show_their_person(pipeline, monkeypatch):
+    model, shown, updated = pipeline.model, [0, 0], [0, 0]
+    model.config.occupancy_interval = 4
+
+    def update(participant):
+        assert shown[participant] % 4 == 0
+        updated[participant] += 1
+
+    monkeypatch.setattr(model, "_update_occupancy_of", update)
+    pipeline.train()
+    for step in range(20):
+        bundle, _ = pipeline.datamanager.next_train(step)
+        shown[int(bundle.metadata["participant"][0])] += 1
+        model.get_outputs(bundle)
+        model.update_occupancy(step)
+    assert all(shown) and updated == [steps // 4 for steps in shown]
+
+
 @pytest.mark.parametrize(
     "key, value, message",
     [

@@ -75,8 +75,11 @@ def attach(panel):
         render_statemachines={0: machine},
         get_camera_state=lambda client: None,
         ready=True,
+        config=SimpleNamespace(max_num_display_images=512),
     )
     panel._setup(viewer)
+    # Pictures of recorded frames would hang where the view starts.
+    assert viewer.config.max_num_display_images == 0
     widgets["camera"] = client.camera
     return widgets, machine
 

@@ -131,6 +131,12 @@ def test_one_avatar(sharing):
     check(*Avatar(sharing).sources(1, Placement.identity()))
 
 
+def test_an_atlas_of_planes():
+    torch.manual_seed(0)
+    head = HeadFieldConfig(view_dependent=True, grid=GRID, encoding="tri-plane")
+    check(*Avatar("atlas", head=head).sources(1, Placement.identity()))
+
+
 @pytest.mark.parametrize(
     "head, torso",
     [
