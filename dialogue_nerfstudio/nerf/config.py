@@ -55,7 +55,7 @@ def cuda_pipeline() -> DialoguePipelineConfig:
             signals=SignalEncoderConfig(audio=AudioNetConfig(base_width=32, residual_blocks=2, code_size=64)),
             head_samples=48,
             torso_samples=24,
-            occupancy=OccupancyGridConfig(resolution=64, updates_to_forget=12),
+            occupancy=OccupancyGridConfig(resolution=64, updates_to_forget=12, warm_up=4),
         ),
     )
 
@@ -98,7 +98,7 @@ def large_pipeline(cuda: bool) -> DialoguePipelineConfig:
             ),
             head_samples=64 if cuda else 48,
             torso_samples=32 if cuda else 24,
-            occupancy=OccupancyGridConfig(resolution=128 if cuda else 64, updates_to_forget=12),
+            occupancy=OccupancyGridConfig(resolution=128 if cuda else 64, updates_to_forget=12, warm_up=4),
         ),
     )
 

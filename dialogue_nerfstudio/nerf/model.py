@@ -86,7 +86,7 @@ class DialogueModelConfig(AvatarModelConfig):
     """While rendering, torso samples of which less than this can be seen past the head are not evaluated."""
     light_threshold: float = 3e-2
     """Compositing weight under which a sample counts as dark; what is behind every ray's last lit sample is culled."""
-    occupancy: OccupancyGridConfig = field(default_factory=lambda: OccupancyGridConfig(updates_to_forget=12))
+    occupancy: OccupancyGridConfig = field(default_factory=lambda: OccupancyGridConfig(updates_to_forget=12, warm_up=4))
     """Which cells of a box are evaluated at all."""
     occupancy_interval: int = 16
     """Steps that show a participant from one update of their occupancy grids to the next."""

@@ -6,7 +6,9 @@ cell's index is x + y · resolution + z · resolution². Densities are per metre
 A cell is occupied while both hold, each widened by `dilation` cells:
 
 - the largest density met in it lately exceeds `density_threshold` (a maximum that decays, so that a mouth that opens
-  now and then keeps its cells: Müller et al. 2022, appendix E.2);
+  now and then keeps its cells: Müller et al. 2022, appendix E.2). A new grid counts as dense everywhere, and what
+  `warm_up` updates do not find dense is culled: fields thin out in their first steps, before they know where anything
+  is, and a field that is culled everywhere gets no gradient and never comes back;
 - light lately reached it: some ray's transmittance was still visible there. Nothing ever pushes down the density
   behind an opaque surface, so the first test alone keeps whole solid heads. A new grid counts as reached everywhere,
   and what no `mark_visible` confirms is forgotten after `updates_to_forget` updates: that is also its warm-up.
@@ -42,6 +44,8 @@ class OccupancyGridConfig:
     """Density (1/m) above which a cell holds something: at 1, a centimetre of it hides 1 % of the light."""
     density_decay: float = 0.95
     """What remains of a cell's largest density after an update that met less."""
+    warm_up: int = 0
+    """Updates for which a new grid counts as dense everywhere."""
     updates_to_forget: int = 24
     """Updates after which a cell that light no longer reached is culled; 0 keeps dark cells for ever."""
     dilation: int = 1
@@ -62,15 +66,18 @@ class OccupancyGrid(nn.Module):
 
     def __init__(self, box: Float[Tensor, "2 3"], config: OccupancyGridConfig) -> None:
         super().__init__()
-        if not 2 <= config.resolution <= MAX_RESOLUTION or config.dilation < 0 or config.updates_to_forget < 0:
+        counts = (config.dilation, config.warm_up, config.updates_to_forget)
+        if not 2 <= config.resolution <= MAX_RESOLUTION or min(counts) < 0:
             raise DialogueError(
-                f"An occupancy grid needs a resolution of 2 to {MAX_RESOLUTION} and no negative dilation or "
-                f"updates_to_forget, not {config.resolution}, {config.dilation} and {config.updates_to_forget}."
+                f"An occupancy grid needs a resolution of 2 to {MAX_RESOLUTION} and no negative dilation, warm_up or "
+                f"updates_to_forget, not {config.resolution}, {', '.join(map(str, counts[:2]))} and {counts[2]}."
             )
         self.config = config
         cells = config.resolution**3
         self.register_buffer("box", box.detach().clone().float())
-        self.register_buffer("density", torch.zeros(cells))
+        # A whisker below what would last for one update more.
+        dense = config.density_threshold * config.density_decay**-config.warm_up if config.warm_up else 0.0
+        self.register_buffer("density", torch.full((cells,), 0.9999 * dense))
         self.register_buffer("visibility", torch.ones(cells))
         self.register_buffer("occupied", torch.ones(cells, dtype=torch.bool))
 

@@ -231,3 +231,20 @@ def test_state_travels_in_checkpoints_and_is_validated() -> None:
     assert torch.equal(fresh.occupied, grid.occupied)
     with pytest.raises(DialogueError):
         OccupancyGrid(BOX, OccupancyGridConfig(resolution=1))
+
+
+def test_a_field_that_starts_thin_is_not_culled_before_it_can_grow() -> None:
+    """Without a warm-up, a field that is thin at the first update has no cell left to learn in."""
+
+    def nothing(points: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(points))
+
+    impatient = OccupancyGrid(BOX, OccupancyGridConfig(resolution=6))
+    impatient.update(nothing)
+    assert not impatient.occupied.any()
+    patient = OccupancyGrid(BOX, OccupancyGridConfig(resolution=6, warm_up=3, updates_to_forget=12))
+    for _ in range(2):
+        patient.update(nothing)
+        assert patient.occupied.all()
+    patient.update(nothing)
+    assert not patient.occupied.any()
