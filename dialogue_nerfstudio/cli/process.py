@@ -17,6 +17,7 @@ SHARES = {
     "expression": 1.0,
     "labels": 6.8,
     "background": 3.0,
+    "sway": 2.0,
     "boxes": 2.6,
     "audio": 2.8,
     "voices": 2.0,

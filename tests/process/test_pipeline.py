@@ -197,6 +197,7 @@ def test_rays_of_all_labelled_pixels_meet_their_boxes(conversation):
 def test_summary_has_the_figures(conversation):
     summary = json.loads((conversation.root / "process.json").read_text())
     assert set(summary["participants"]) == {"p0", "p1"}
+    assert all(p.motion.sway.shape == (conversation.num_frames, 3) for p in conversation.participants)
     for figures in summary["participants"].values():
         assert figures["lost_frames"] == 0
         assert 0 < figures["reprojection_rmse_px"] < 1.0
@@ -209,6 +210,7 @@ def test_summary_has_the_figures(conversation):
         "expression",
         "labels",
         "background",
+        "sway",
         "boxes",
         "audio",
         "total",
@@ -230,7 +232,7 @@ def test_another_focal_length_keeps_the_landmarks(chat, video):
     assert _Fake.calls == calls
     assert again.participants[0].camera.focal == 300.0
     ran = json.loads((chat / "process.json").read_text())["stages_run"]
-    assert ran == ["head", "expression", "boxes", "roles", "report"]
+    assert ran == ["head", "expression", "sway", "boxes", "roles", "report"]
 
 
 def test_a_killed_run_goes_on_where_it_stopped(ideal_networks, video, tmp_path, monkeypatch):
