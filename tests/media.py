@@ -14,8 +14,10 @@ def write_video(
     fps: int = 25,
     audio: Optional[np.ndarray] = None,
     keyframe_interval: int = 250,
+    audio_pts: Optional[int] = None,
 ) -> Path:
-    """An ordinary mp4, with mono sound at 16 kHz if given."""
+    """An ordinary mp4, with mono sound at 16 kHz if given; `audio_pts` 0 has the codec's delay written down, None
+    leaves the sound late by it."""
     with av.open(str(path), "w") as container:
         video = sound = None
         for frame in frames:
@@ -29,6 +31,7 @@ def write_video(
         if sound is not None:
             block = av.AudioFrame.from_ndarray(audio[None].astype(np.float32), format="fltp", layout="mono")
             block.sample_rate = 16000
+            block.pts = audio_pts
             container.mux(sound.encode(block))
             container.mux(sound.encode(None))
     return path

@@ -223,3 +223,19 @@ def test_a_part_is_the_same_pictures(tmp_path: Path):
     assert part.num_frames == 23
     assert [_number(frame) for frame in part.frames()] == list(range(17, 40))
     assert [_number(frame) for frame in part.frames(stop=10, step=3)] == [17, 20, 23, 26]
+
+
+@pytest.mark.parametrize("rate", [24, 30, 50, 60])
+def test_a_flash_and_its_click_stay_together(tmp_path: Path, rate: int):
+    from dialogue_nerfstudio.process.audio_features import load_audio
+
+    flash = rate * 3 // 2
+    frames = [np.full((64, 64, 3), 250 if index == flash else 10, np.uint8) for index in range(2 * rate)]
+    sound = np.zeros(2 * 16000, np.float32)
+    sound[24000 : 24000 + 160] = 0.8
+    path = write_video(tmp_path / "clap.mp4", frames, fps=rate, audio=sound, audio_pts=0)
+    bright = [index for index, frame in enumerate(probe(path).frames()) if frame.mean() > 100]
+    click = int(np.argmax(np.abs(load_audio(path)) > 0.3)) / 16000
+    if bright:  # a picture shorter than 1/25 s may fall between the frames
+        assert abs(bright[0] / 25 - click) <= 1 / 25
+    assert abs(click - 1.5) < 0.01 and (bright or rate > 25)
