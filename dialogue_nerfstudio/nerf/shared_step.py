@@ -14,6 +14,7 @@ whoever writes them. Whatever ends process 0 closes its pipes, on which the othe
 """
 
 import contextlib
+import gc
 import mmap
 import multiprocessing
 import multiprocessing.connection
@@ -138,6 +139,10 @@ class SharedSteps:
         self._busy = False
         model.share = BatchShare(0, count, torch.Generator().manual_seed(seed))
         torch.set_num_threads(self._threads)
+        # What was made before the fork must not be collected behind it: the threads and libraries that garbage may
+        # belong to are not there, and its destructors crash.
+        gc.collect()
+        gc.freeze()
         for index in range(1, count):
             ours, theirs = context.Pipe()
             gradients = [_shared(torch.zeros_like(parameter)) for parameter in self._parameters]
@@ -152,6 +157,7 @@ class SharedSteps:
             self._gradients.append(gradients)
             self._processes.append(process)
             self._connections.append(ours)
+        gc.unfreeze()
         torch.set_num_threads(self._all_threads)
         self._finalizer = weakref.finalize(self, _end, self._connections, self._processes)
 
