@@ -65,7 +65,7 @@ def pure_windows(
 
 
 def teaching_windows(
-    windows: list[Float[np.ndarray, "n steps bands"]], config: OverlapConfig
+    windows: list[Float[np.ndarray, "_ steps bands"]], config: OverlapConfig
 ) -> tuple[Float[np.ndarray, "m steps bands"], Int[np.ndarray, " m"]]:
     """Windows made from pure ones of each voice, and the state in the middle of each: one voice alone, two throughout,
     one that another joins or leaves, and one after the other."""

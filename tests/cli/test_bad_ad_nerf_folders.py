@@ -178,6 +178,7 @@ def test_poses_of_another_convention(refused, tmp_path, monkeypatch, change, nam
     from synthetic_face import synthetic_face
 
     from dialogue_nerfstudio.process import ad_nerf
+    from dialogue_nerfstudio.process.trackers import mesh
 
     folder = tiny_ad_nerf_folder(tmp_path / "obama", tmp_path / "scratch")
     face = synthetic_face(num_frames=33, size=32)
@@ -189,7 +190,7 @@ def test_poses_of_another_convention(refused, tmp_path, monkeypatch, change, nam
 
         edit(folder, split, spoil)
     monkeypatch.setattr(ad_nerf._Conversion, "choose_face", lambda self: "tracked")
-    monkeypatch.setattr(ad_nerf, "track_landmarks", lambda frames, count, progress: face.track())
+    monkeypatch.setattr(mesh.MeshTracker, "track", lambda self, frames, count, progress: face.track())
     refused("process", folder, "--output", tmp_path / "out", naming=["obama", "the poses", "gt_imgs", *naming])
 
 
