@@ -119,8 +119,8 @@ class Process:
     """Part of the video, at its end, that training does not see."""
     max_lost_seconds: float = 1.0
     """Longest time a face may be out of sight; shorter losses are bridged."""
-    joint_fit: bool = True
-    """Fit poses, own shape and expressions once more all together, by all landmarks."""
+    joint_fit: bool = False
+    """Fit poses, own shape and expressions once more all together, by all landmarks (DialogueNeRF equation 1)."""
     face_model: Optional[Literal["shared", "bfm2009", "bfm2017", "flame", "ict"]] = None
     """In which basis expressions are measured; the shared one, or what --face-model-path is, if not given."""
     face_model_path: Optional[Path] = None

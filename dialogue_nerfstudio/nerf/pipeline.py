@@ -38,8 +38,8 @@ class DialoguePipelineConfig(VanillaPipelineConfig):
     """The avatars."""
     processes: Optional[int] = 1
     """Processes that share a training step on a CPU, each with a part of its rays; None for one a core where that pays
-    (Linux, up to four, no fewer than 256 rays each). They are forked, which is safe only in a process without threads of
-    libraries that cannot stand it (a viewer's, for instance), so that it has to be asked for."""
+    (Linux, up to four, no fewer than 256 rays each). They are forked, which not every library's threads can stand (a
+    viewer's, for instance), so that it has to be asked for."""
 
     def setup(self, **kwargs: Any) -> "DialoguePipeline":
         """What nerfstudio's commands call; a user error ends them with one sentence. From Python use the class."""

@@ -134,7 +134,7 @@ class ProcessConfig:
     """What finds the faces' landmarks."""
     num_residuals: int = 8
     """Components of the personal expression residual."""
-    joint_fit: bool = True
+    joint_fit: bool = False
     """Fit poses, own shape and expressions once more all together, by all landmarks; without it poses come from the
     landmarks that move with the skull alone."""
     face_model: Optional[str] = None
