@@ -53,12 +53,12 @@ class DialogueDataManagerConfig(VanillaDataManagerConfig):
     """Participants in a step. One is fastest: only its grids are touched."""
     face_share: float = 0.2
     """Share of the rays drawn from the head."""
-    mouth_share: float = 0.32
+    mouth_share: float = 0.26
     """Share drawn from the box of the mouth. From 0.2 (and 0.25 and 0.12 for head and borders) mouths gained 0.2 to
     0.4 dB after 1,000 steps; eyes lost 0.1 to 0.4 (single runs)."""
     eyes_share: float = 0.06
     """Share drawn from the boxes of the eyes."""
-    border_share: float = 0.1
+    border_share: float = 0.12
     """Share drawn from where labels change: silhouette, neckline, chin. The rest falls where the person ever is."""
     picture_share: float = 0.0
     """Share drawn evenly from the whole picture, background included."""
