@@ -54,8 +54,7 @@ class DialogueDataManagerConfig(VanillaDataManagerConfig):
     face_share: float = 0.2
     """Share of the rays drawn from the head."""
     mouth_share: float = 0.26
-    """Share drawn from the box of the mouth. From 0.2 (and 0.25 and 0.12 for head and borders) mouths gained 0.2 to
-    0.4 dB after 1,000 steps; eyes lost 0.1 to 0.4 (single runs)."""
+    """Share drawn from the box of the mouth. More teaches mouths and costs torsos (docs/ablation.md)."""
     eyes_share: float = 0.06
     """Share drawn from the boxes of the eyes."""
     border_share: float = 0.12

@@ -272,7 +272,13 @@ class RayEngine(Engine):
         else:
             for left in reversed(range(START_TRIES)):
                 try:
-                    self._init(address="local", num_cpus=os.cpu_count(), include_dashboard=False)
+                    self._init(
+                        address="local",
+                        num_cpus=os.cpu_count(),
+                        include_dashboard=False,
+                        # Nobody else is to reach it.
+                        _node_ip_address="127.0.0.1",
+                    )
                     break
                 except DialogueError:
                     if not left:
