@@ -220,7 +220,7 @@ def measure_grids(
         )
         result[name] = {
             "milliseconds": rounded(milliseconds),
-            "million_points_per_second": {k: round(sizes.points / t / 1e3, 1) for k, t in milliseconds.items()},
+            "million_points_per_second": {k: significant(sizes.points / t / 1e3) for k, t in milliseconds.items()},
             ours: ratios(milliseconds, ours),
             "difference_to_torch": {k: relative_difference(work(g), reference) for k, g in grids.items()},
         }
@@ -287,7 +287,7 @@ def measure_network(sizes: Sizes, device: torch.device, bandwidth: float) -> dic
             }
         reached = sizes.points * (num_inputs * 4 + outputs * 2) / measured["forward"]["milliseconds"][best] / 1e6
         measured["forward"]["bandwidth_of_" + best] = {
-            "gigabytes_per_second": round(reached, 1),
+            "gigabytes_per_second": significant(reached),
             "share_of_copy_bandwidth": round(reached / bandwidth, 3),
         }
         result[f"{frames} frame{'s' if frames > 1 else ''}"] = measured
@@ -459,7 +459,7 @@ def measure_pictures(sizes: Sizes, device: torch.device) -> dict:
         for precision, dtype in precisions.items()
     }
     milliseconds = Clock(device).medians(work, max(2, sizes.repeats // 5))
-    result: dict = {"frames_per_second": {k: round(1e3 * sizes.frames / t, 1) for k, t in milliseconds.items()}}
+    result: dict = {"frames_per_second": {k: significant(1e3 * sizes.frames / t) for k, t in milliseconds.items()}}
     if "float16" in precisions:
         result["float16_over_float32"] = {
             name: round(milliseconds[f"{name}, float32"] / milliseconds[f"{name}, float16"], 2) for name in scenes
@@ -510,12 +510,17 @@ def measure_training(sizes: Sizes, device: torch.device) -> dict:
 
         work[name] = step
     milliseconds = Clock(device).medians(work, sizes.repeats)
-    result: dict = {"steps_per_second": {k: round(1e3 / t, 1) for k, t in milliseconds.items()}}
+    result: dict = {"steps_per_second": {k: significant(1e3 / t) for k, t in milliseconds.items()}}
     if "float16" in precisions:
         result["float16_over_float32"] = round(milliseconds["float32"] / milliseconds["float16"], 2)
     finite = all(p.isfinite().all() for avatars in states.values() for p in avatars.parameters())
     result["parameters_stay_finite"] = bool(finite)
     return result
+
+
+def significant(value: float) -> float:
+    """Four digits, however small: the tiny run on a busy CPU copies less than a tenth of a gigabyte a second."""
+    return float(f"{value:.4g}")
 
 
 def measure(tiny: bool, device_name: str | None) -> dict:
@@ -528,7 +533,7 @@ def measure(tiny: bool, device_name: str | None) -> dict:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
         "tiny": tiny,
-        "copy_gigabytes_per_second": round(bandwidth, 1),
+        "copy_gigabytes_per_second": significant(bandwidth),
         "hash_grid": measure_grid(sizes, device, bandwidth),
         "density_network": measure_network(sizes, device, bandwidth),
         "pictures": measure_pictures(sizes, device),
