@@ -118,12 +118,11 @@ def every_sample(model: DialogueModel) -> Iterator[None]:
             grid.occupied.copy_(before)
 
 
-def peak_of(
-    config_path: Optional[Path], state: Optional[Path], options: FramesBenchmark, size: int
-) -> dict[str, float]:
-    """Peak memory of a process that loads avatars and renders a few frames of two of them."""
-    if config_path is not None:
-        pipeline = load_pipeline_for_rendering(config_path)[1]
+def peak_of(state: Optional[Path], options: FramesBenchmark, size: int) -> dict[str, float]:
+    """Peak memory of a process that loads avatars (those of `options`, or `state` of its own) and renders a few frames
+    of two of them."""
+    if options.load_config is not None:
+        pipeline = load_pipeline_for_rendering(options.load_config)[1]
     else:
         data = conversation_or_sample(options.conversation, options.sample_seconds)
 
