@@ -52,7 +52,7 @@ HUBER = 2.0
 
 ROTATION_SMOOTHING = 0.4
 """Weight of squared second differences against squared differences to the measured pose; 10 flattens real motion, and 1
-the motion of a lively speaker (a tenth more reprojection error)."""
+the motion of a lively speaker (more reprojection error: 1.69 instead of 1.53 px on the liveliest clip)."""
 
 DEPTH_SMOOTHING = 10.0
 """The same for the distance to the camera, which one picture hardly shows."""
@@ -476,7 +476,7 @@ def without_mouth_drift(
     A mesh network places all landmarks at once, and those of nose and forehead go along a little when the mouth opens
     or widens: taken for a nod, which it is not. How far is this person's own, and told by syllables: skulls do not move
     at their rate, so what rigid landmarks do there in step with the mouth is the network's. Against simulated
-    truth, the error in pitch falls from 1.6 to 1.3 degrees; on real clips, the reprojection error by a tenth.
+    truth, the error in pitch falls from 1.6 to 1.3 degrees; on five real faces, the reprojection error by 4 to 22 %.
     """
     eyes = eye_centers(points)
     span = np.linalg.norm(eyes[:, 0] - eyes[:, 1], axis=1)

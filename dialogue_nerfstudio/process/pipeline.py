@@ -720,7 +720,8 @@ class Processing:
         """All that was tracked of how a person moves."""
         motion = Motion.load(self.work(f"{participant}_motion.npz"))
         sway = read_npz(self.work(f"{participant}_sway.npz"))["sway"]
-        return replace(motion, sway=sway, sources={**motion.sources, "sway": "tracked"})
+        source = "tracked" if sway.any() else "none: the torso could not be followed"
+        return replace(motion, sway=sway, sources={**motion.sources, "sway": source})
 
     def measure_boxes(self, participant: str, progress: Callable[[float], None]) -> None:
         head, size = self.head(participant)
@@ -909,6 +910,9 @@ class Processing:
         if self.tracker.lacks:
             sound.append(lacks_sentence(self.tracker))
         sound += self.faces_left_out()
+        still = [i for i in self.ids if not read_npz(self.work(f"{i}_sway.npz"))["sway"].any()]
+        if still:
+            sound.append(f"The shoulders of {', '.join(still)} could not be followed: torsos follow the head alone.")
         if len(self.shots) == 1:
             return sound
         taken = 1 + [start for start, _ in self.shots].index(self.start)
