@@ -315,6 +315,14 @@ def test_an_rttm_with_unknown_names(ideal_networks, video, tmp_path):
     assert _Fake.calls == 0, "said before the long stages"
 
 
+def test_shoulders_that_cannot_be_followed_are_said(ideal_networks, video, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "measure_sway", lambda frames, *_: np.zeros((len(frames), 3), np.float32))
+    made = process_video([video], tmp_path / "chat")
+    assert all(person.motion.sources["sway"].startswith("none") for person in made.participants)
+    notes = json.loads((tmp_path / "chat" / "process.json").read_text())["notes"]
+    assert any("shoulders of p0, p1 could not be followed" in note for note in notes)
+
+
 def test_one_video_a_person(ideal_networks, people, tmp_path):
     videos = tmp_path / "videos"
     videos.mkdir()
