@@ -1,0 +1,1 @@
+"""Generators of motion: what makes people move from sound alone, and how they are trained."""

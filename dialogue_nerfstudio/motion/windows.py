@@ -1,0 +1,62 @@
+"""Batches of training windows: one person (`own`) and whoever they talk with (`partner`), as tensors.
+
+Conventions. B windows of T frames at 25 fps, E expression coefficients, S mel steps. Every window is seen from one
+person; in a conversation of more than two the partner is, frame by frame, whoever else speaks (the last who spoke in a
+pause). head_pose is axis-angle (radians) and translation (metres), as in `conversation.motion.Motion`.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Dict, Optional
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass
+class Side:
+    """One side of a conversation over a window."""
+
+    head_pose: Float[Tensor, "B T 6"]
+    expression: Float[Tensor, "B T E"]
+    blink: Float[Tensor, "B T 2"]
+    gaze: Float[Tensor, "B T 4"]
+    """Left yaw, left pitch, right yaw, right pitch, radians in head space."""
+    prosody: Float[Tensor, "B T 2"]
+    """Zero-crossing rate and root mean square of this person's own track."""
+    speaking: Bool[Tensor, "B T"]
+    mel: Optional[Float[Tensor, "B S 80"]] = None
+    """This person's own spectrogram, where the dataset was asked for it; S = round(T / fps · 80),
+    and windows start at multiples of `signals.BLOCK`."""
+    expected_head_pose: Optional[Float[Tensor, "B T 6"]] = None
+    """Simulation only: the conditional mean of head_pose given everything a predictor could know, the ceiling."""
+
+
+@dataclass
+class MotionWindows:
+    """A batch of windows."""
+
+    own: Side
+    partner: Side
+    person: Int[Tensor, " B"]
+    """The dataset's number of `own`."""
+    partner_person: Int[Tensor, " B"]
+    start: Int[Tensor, " B"]
+    """First frame in its conversation."""
+
+    def to(self, device: str) -> "MotionWindows":
+        """The same batch on a device."""
+        return MotionWindows(
+            own=_side_to(self.own, device),
+            partner=_side_to(self.partner, device),
+            person=self.person.to(device),
+            partner_person=self.partner_person.to(device),
+            start=self.start.to(device),
+        )
+
+
+def _side_to(side: Side, device: str) -> Side:
+    moved: Dict[str, Optional[Tensor]] = {}
+    for entry in fields(side):
+        value = getattr(side, entry.name)
+        moved[entry.name] = None if value is None else value.to(device)
+    return Side(**moved)
