@@ -65,6 +65,10 @@ class MotionModel(nn.Module, ABC):
     def figures(self, windows: MotionWindows) -> Dict[str, float]:
         """Named figures of a held-out batch, for TensorBoard and ns-eval."""
 
+    def forward(self, windows: MotionWindows, step: int) -> Dict[str, Tensor]:
+        """`losses`, by the name under which PyTorch's DistributedDataParallel sees it."""
+        return self.losses(windows, step)
+
     def parameter_groups(self) -> Dict[str, list[nn.Parameter]]:
         """Parameters by the name of their optimiser; one group, `networks`, unless a model says otherwise."""
         return {"networks": list(self.parameters())}

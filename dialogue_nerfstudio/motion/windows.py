@@ -6,10 +6,14 @@ pause). head_pose is axis-angle (radians) and translation (metres), as in `conve
 """
 
 from dataclasses import dataclass, fields
-from typing import Dict, Optional
+from typing import TYPE_CHECKING, Dict, Optional, Protocol, Sequence
 
+import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from dialogue_nerfstudio.motion.model import MotionStatistics
 
 
 @dataclass
@@ -52,6 +56,26 @@ class MotionWindows:
             partner_person=self.partner_person.to(device),
             start=self.start.to(device),
         )
+
+
+class WindowSource(Protocol):
+    """What the trainer draws windows from; `motion.dataset.MotionDataset` is the one on disk.
+
+    One split, one length of window. Nothing of it is random but what `draw` is given, so that a run that resumes sees the
+    same windows as one that was never stopped.
+    """
+
+    statistics: "MotionStatistics"
+    """Of the training split, whichever this is."""
+
+    def __len__(self) -> int:
+        """How many windows the split has, laid end to end for every person."""
+
+    def draw(self, count: int, rng: np.random.Generator) -> MotionWindows:
+        """Windows that begin anywhere in the split, on the CPU."""
+
+    def batch(self, numbers: Sequence[int]) -> MotionWindows:
+        """The named ones of the windows that lie end to end, on the CPU."""
 
 
 def _side_to(side: Side, device: str) -> Side:

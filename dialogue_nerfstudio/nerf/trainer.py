@@ -54,26 +54,12 @@ class RunDecay(Scheduler):
         return LambdaLR(optimizer, lambda step: float(final ** min(step / steps, 1.0)))
 
 
-@dataclass
-class DialogueTrainerConfig(TrainerConfig):
-    """nerfstudio's trainer for avatars."""
-
-    _target: Type = field(default_factory=lambda: DialogueTrainer)
-
-
-class DialogueTrainer(Trainer):
-    """See the module's sentence."""
-
-    def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
-        super().setup(test_mode)
-        getattr(self.pipeline, "module", self.pipeline).datamanager.total_steps = self.config.max_num_iterations
+class RunTrainer(Trainer):
+    """nerfstudio's trainer with what the module's sentence says, for models of any kind."""
 
     def train(self) -> None:
-        try:
-            with exit_on_user_error():
-                super().train()
-        finally:
-            getattr(self.pipeline, "module", self.pipeline).end_processes()
+        with exit_on_user_error():
+            super().train()
 
     def setup_optimizers(self) -> Optimizers:
         for group in self.config.optimizers.values():
@@ -100,6 +86,27 @@ class DialogueTrainer(Trainer):
             for other in self.checkpoint_dir.glob("step-*.ckpt"):
                 if other != path:
                     other.unlink()
+
+
+@dataclass
+class DialogueTrainerConfig(TrainerConfig):
+    """nerfstudio's trainer for avatars."""
+
+    _target: Type = field(default_factory=lambda: DialogueTrainer)
+
+
+class DialogueTrainer(RunTrainer):
+    """The trainer of avatars."""
+
+    def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
+        super().setup(test_mode)
+        getattr(self.pipeline, "module", self.pipeline).datamanager.total_steps = self.config.max_num_iterations
+
+    def train(self) -> None:
+        try:
+            super().train()
+        finally:
+            getattr(self.pipeline, "module", self.pipeline).end_processes()
 
 
 def _save(state: dict, path: Path) -> None:
