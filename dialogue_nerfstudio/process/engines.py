@@ -297,11 +297,12 @@ class RayEngine(Engine):
             self._ray.init(logging_level="ERROR", log_to_driver=False, **options)
         except Exception as error:  # Ray raises all kinds, `Exception` itself among them
             self._ray.shutdown()
-            where = f"The Ray cluster {self._address} cannot be used" if self._address else "Ray cannot be started here"
-            sentence = str(error).strip().split("\n")[0].rstrip(".")
-            raise DialogueError(
-                f"{where} ({sentence}): look at it with `ray status`, or use --engine local."
-            ) from error
+            reason = (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".")
+            if self._address:
+                where, advice = f"The Ray cluster {self._address} cannot be used", "look at it with `ray status`"
+            else:
+                where, advice = "Ray cannot be started here", "try again when this machine is less busy"
+            raise DialogueError(f"{where} ({reason}): {advice}, or use --engine local.") from error
 
     def _total_cpus(self) -> float:
         return float(self._ray.cluster_resources().get("CPU", 1.0))

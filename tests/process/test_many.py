@@ -44,6 +44,23 @@ def _log(tmp_path: Path, name: str) -> list:
     return (tmp_path / f"{name}.log").read_text().split("\n")[:-1]
 
 
+RAY_HELPERS = ("ray.dashboard.agent", "ray._private.runtime_env.agent.main")
+"""What Ray starts beside itself, and waits for 15 s (fixed in its compiled part)."""
+
+
+def _skip_if_too_busy_for_ray(error: DialogueError) -> None:
+    """Skips where Ray could not start because this machine is too slow just now: its helpers, which start side by side,
+    need longer than half of what Ray gives them only to be imported. Where they do not, Ray's failure is a failure."""
+    if "Ray cannot be started here" not in str(error):
+        return
+    started = time.monotonic()
+    helpers = [subprocess.Popen([sys.executable, "-c", f"import {module}"]) for module in RAY_HELPERS]
+    codes = [helper.wait() for helper in helpers]
+    seconds = time.monotonic() - started
+    if codes == [0, 0] and seconds > 7.5:
+        pytest.skip(f"Ray gives its helpers 15 s to start, and to import them alone took {seconds:.1f} s: {error}")
+
+
 WHOLE = [f"{what} {stage}" for stage in ("one", "two", "three") for what in ("begun", "done")]
 
 
@@ -53,7 +70,11 @@ def test_a_killed_worker_loses_nothing_and_repeats_nothing(tmp_path, engine, mon
     folders = [str(Path(many_work.__file__).parent), str(Path(__file__).parents[2])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")]))
     tasks = {"a": {}, "b": {"die": "two"}, "c": {}, "d": {"die": "three"}}
-    entries = _run(tmp_path, many_work.staged, tasks, engine)
+    try:
+        entries = _run(tmp_path, many_work.staged, tasks, engine)
+    except DialogueError as error:
+        _skip_if_too_busy_for_ray(error)
+        raise
     assert {name: (entry.state, entry.attempts) for name, entry in entries.items()} == {
         "a": ("done", 1),
         "b": ("done", 2),
@@ -222,6 +243,31 @@ def test_without_ray_there_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(DialogueError, match=r"pip install 'dialogue-nerfstudio\[ray\]'"):
         process_many([], tmp_path, ProcessConfig(), ManyConfig(engine="ray"))
+
+
+@pytest.mark.parametrize("address", [None, "auto"])
+def test_ray_that_cannot_start_is_one_sentence(monkeypatch, tmp_path, address):
+    ray = pytest.importorskip("ray")
+    calls = []
+
+    def fails(**options):
+        calls.append(options)
+        raise Exception("The current node timed out during startup.\nThis could happen for many reasons.")
+
+    monkeypatch.setattr(ray, "init", fails)
+    monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
+    (tmp_path / "a.mp4").touch()
+    recordings = find_recordings([tmp_path / "a.mp4"])
+    many = ManyConfig(engine="ray", ray_address=address)
+    with pytest.raises(DialogueError) as refusal:
+        process_many(recordings, tmp_path / "out", ProcessConfig(), many)
+    sentence = str(refusal.value)
+    assert "(The current node timed out during startup)" in sentence and "--engine local" in sentence
+    assert "\n" not in sentence and ("auto" if address else "started here") in sentence
+    tries = 1 if address else engines.START_TRIES
+    assert calls.count("shutdown") == len(calls) - calls.count("shutdown") == tries
+    entries = read_manifest(tmp_path / "out" / "manifest.jsonl").values()
+    assert [(entry.state, entry.attempts) for entry in entries] == [("waiting", 0)], "nothing was begun"
 
 
 @pytest.mark.parametrize(
