@@ -130,6 +130,36 @@ def _video_start(container) -> float | None:
     return None
 
 
+def sound_end(path: Path) -> float | None:
+    """Seconds from the first picture (without pictures, from the first sound) to the end of the first audio track, by
+    its packets' timestamps: nothing is decoded. None where they say nothing.
+
+    Raises:
+        DialogueError: the file is missing, is not media, or has no audio track.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DialogueError(f"There is no file {path}: give the path of an audio or video file.")
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.audio:
+                raise DialogueError(
+                    f"{path} has no audio track: give a file with sound, or the sound as a file of its own."
+                )
+            stream = container.streams.audio[0]
+            spans = [
+                (float(packet.pts * packet.time_base), float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                for packet in container.demux(stream)
+                if packet.size and packet.pts is not None
+            ]
+            video_start = _video_start(container)
+    except (av.error.FFmpegError, UnicodeDecodeError) as error:
+        raise DialogueError(f"The sound of {path} cannot be read ({error}): re-encode it, and try again.") from error
+    if not spans:
+        return None
+    return max(end for _, end in spans) - (min(start for start, _ in spans) if video_start is None else video_start)
+
+
 def _shift(samples: Float[np.ndarray, " num_samples"], delay: int) -> Float[np.ndarray, " num_shifted"]:
     """Delay by `delay` samples of silence; a negative delay drops that many."""
     return np.concatenate([np.zeros(delay, np.float32), samples]) if delay >= 0 else samples[-delay:]

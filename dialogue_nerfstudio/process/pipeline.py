@@ -79,6 +79,12 @@ MAX_WORKERS = 4
 FACE_MODEL_NAME = "face_model.npz"
 """The basis of a conversation's expressions, where it is not the shared one."""
 
+MAX_SOUNDLESS_SHARE = 0.1
+"""Largest part of the pictures, at their end, that may have no sound: a face that talks in silence would be learned."""
+
+MAX_SOUNDLESS_SECONDS = 1.0
+"""Sound may end this much (s) before the pictures however short they are: recorders rarely stop both together."""
+
 WORK_FOLDER = ".process"
 """Stamps and what only later stages read."""
 
@@ -329,6 +335,7 @@ class Processing:
         self.num_frames = stop - self.start
         self.ids = self.participant_ids()
         given_roles, self.given_labels = self.given_roles(), self.find_given_labels()
+        self.sound_notes = self.check_sound()
         each = self.ids
 
         runner.run(
@@ -501,6 +508,33 @@ class Processing:
                 "give one for each."
             )
         return names
+
+    def sound_files(self) -> List[Path]:
+        """Where the sound comes from: one file of everybody, or one for each video; none where there is none."""
+        if self.config.without_sound:
+            return []
+        return [Path(path) for path in self.config.audio or [source.path for source in self.sources]]
+
+    def check_sound(self) -> List[str]:
+        """Refuses sound that ends long before the pictures, before any long stage runs; what is missing otherwise, a
+        sentence each."""
+        from dialogue_nerfstudio.process.audio_features import sound_end
+
+        notes = []
+        last = (self.start + self.num_frames) / FPS
+        for path in self.sound_files():
+            end = sound_end(path)
+            missing = 0.0 if end is None else min(last - end, self.num_frames / FPS)
+            what = f"The sound of {path} ends after {end or 0.0:.1f} s, the pictures after {last:.1f} s"
+            too_much = missing > max(MAX_SOUNDLESS_SECONDS, MAX_SOUNDLESS_SHARE * self.num_frames / FPS)
+            if too_much and not self.config.allow_unusable:
+                raise DialogueError(
+                    f"{what}: give whole sound with --audio, cut the video to where it has sound, or add "
+                    "--allow-unusable to take silence for the rest."
+                )
+            if missing > MAX_SOUNDLESS_SECONDS:
+                notes.append(f"{what}: silence was taken for the rest.")
+        return notes
 
     def given_roles(self) -> Optional[List[SpeechSegment]]:
         """The user's RTTM if it names participants, checked before any long stage runs; None where voices are still to
@@ -739,10 +773,9 @@ class Processing:
         from dialogue_nerfstudio.process.features import write_features
 
         first, length = (round(frames / FPS * SAMPLE_RATE) for frames in (self.start, self.num_frames))
-        files = [] if self.config.without_sound else self.config.audio or [source.path for source in self.sources]
         tracks = []
-        for path in files:
-            track = load_audio(Path(path))[first : first + length]
+        for path in self.sound_files():
+            track = load_audio(path)[first : first + length]
             tracks.append(np.pad(track, (0, length - len(track))))
         mix = mix_tracks(tracks, length)
         save_wav(self.output / "audio.wav", mix)
@@ -904,9 +937,9 @@ class Processing:
 
     def notes(self) -> List[str]:
         """What was decided without being asked, a sentence each."""
-        sound = []
+        sound = list(self.sound_notes)
         if self.config.without_sound:
-            sound = ["There is no sound: train with --pipeline.model.drive expression."]
+            sound += ["There is no sound: train with --pipeline.model.drive expression."]
         if self.tracker.lacks:
             sound.append(lacks_sentence(self.tracker))
         sound += self.faces_left_out()

@@ -15,6 +15,7 @@ from dialogue_nerfstudio.process.audio_features import (
     mel_spectrogram,
     prosody_features,
     save_wav,
+    sound_end,
 )
 
 
@@ -145,6 +146,15 @@ def write_media(path, samples, rate, video_frames=0, audio_delay=0.0):
             frame.pts = start + round(audio_delay * rate)
             container.mux(audio.encode(frame))
         container.mux(audio.encode(None))
+
+
+def test_where_sound_ends_is_known_without_decoding(tmp_path):
+    save_wav(tmp_path / "a.wav", np.zeros(20000, np.float32))
+    assert sound_end(tmp_path / "a.wav") == pytest.approx(1.25, abs=0.01)
+    video = write_video(tmp_path / "a.mp4", noise_frames(50), audio=tone(220.0, 1.0))
+    assert sound_end(video) == pytest.approx(len(load_audio(video)) / SAMPLE_RATE, abs=0.07)
+    with pytest.raises(DialogueError, match=r"silent\.mp4 has no audio track"):
+        sound_end(write_video(tmp_path / "silent.mp4", noise_frames(5)))
 
 
 def test_damaged_sound_is_silence_and_the_rest_stays_in_time(tmp_path):

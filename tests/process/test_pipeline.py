@@ -391,6 +391,25 @@ def test_sound_from_files_beside_the_videos(ideal_networks, people, tmp_path):
     assert "drive expression" in json.loads((tmp_path / "chat" / "process.json").read_text())["notes"][0]
 
 
+def test_sound_much_shorter_than_the_pictures(ideal_networks, people, tmp_path):
+    frames = [np.concatenate([_picture(p, i, n) for n, p in enumerate(people)], axis=1) for i in range(FRAMES)]
+    path = write_video(tmp_path / "early.mp4", frames, audio=tone(0.7))
+    with pytest.raises(DialogueError, match=r"early\.mp4 ends after 0\.[78] s, the pictures after 2\.0 s.*--audio"):
+        process_video([path], tmp_path / "chat")
+    assert _Fake.calls == 0, "said before the long stages"
+    made = process_video([path], tmp_path / "chat", ProcessConfig(allow_unusable=True))
+    sound = np.abs(made.audio()[0])
+    assert len(sound) == FRAMES * 640 and sound[:10000].max() > 0.2 and not sound[16000:].any()
+    notes = json.loads((tmp_path / "chat" / "process.json").read_text())["notes"]
+    assert "silence was taken for the rest" in notes[0]
+    save_wav(tmp_path / "whole.wav", tone(2.0))
+    save_wav(tmp_path / "short.wav", tone(0.8))
+    whole = process_video([path], tmp_path / "chat", ProcessConfig(audio=(tmp_path / "whole.wav",)))
+    assert np.abs(whole.audio()[0][-3000:]).max() > 0.2
+    with pytest.raises(DialogueError, match=r"short\.wav ends after 0\.8 s"):
+        process_video([path], tmp_path / "chat", ProcessConfig(audio=(tmp_path / "short.wav",)))
+
+
 def _cut_video(people, path: Path) -> Path:
     """Two seconds of an empty bright room, then both people, then another room; the sound grows at the first cut."""
     empty = [np.full((SIZE, 2 * SIZE, 3), 230, np.uint8)] * 60
