@@ -30,6 +30,7 @@ from dialogue_nerfstudio.nerf.compatibility import GRID_LAYOUT, check_compatible
 from dialogue_nerfstudio.nerf.dataparser import RecordedPerson
 from dialogue_nerfstudio.nerf.fast_rendering import PictureRays, fast_outputs, fast_sources
 from dialogue_nerfstudio.nerf.geometry_priors import BodyProxies, GeometryPriorConfig, opacity_loss, yaw_pitch_roll
+from dialogue_nerfstudio.nerf.graphed_rendering import GraphedPictures
 from dialogue_nerfstudio.nerf.losses import binary_entropy, mask_loss
 from dialogue_nerfstudio.nerf.panel import DialoguePanel
 from dialogue_nerfstudio.nerf.patch_losses import PatchLoss, PatchLossName, patch_loss
@@ -57,6 +58,9 @@ class DialogueModelConfig(AvatarModelConfig):
     fast_inference: bool = True
     """Whether whole pictures on a CPU go through a compiled march, front to back, no ray further than light gets; ours.
     Models that it cannot render (it says why), and all others, go through torch."""
+    cuda_graphs: bool = False
+    """Whether whole pictures of one person on a GPU are recorded once as a CUDA graph and replayed for every frame
+    (nerf/graphed_rendering.py), for a camera that stands still; ours. Off until it was measured on a GPU."""
 
     drive_dropout: float = 0.3
     """In training by role, how often a speaker's face follows expression instead of audio, so that the trained avatars
@@ -206,6 +210,7 @@ class DialogueModel(AvatarModel):
         self.head_occupancy = nn.ModuleList(OccupancyGrid(box, self.config.occupancy) for box in head_boxes)
         self.torso_occupancy = nn.ModuleList(OccupancyGrid(box, self.config.occupancy) for box in torso_boxes)
 
+        self._graphed_pictures = GraphedPictures(self)
         self._steps_since_update = [0] * len(people)
         for name, grids in (("head_hull", self.head_occupancy), ("torso_hull", self.torso_occupancy)):
             self.register_buffer(name, torch.ones(len(people), len(grids[0].occupied), dtype=torch.bool))
@@ -358,9 +363,11 @@ class DialogueModel(AvatarModel):
         ray_frames: Int[Tensor, " R"],
         conditions: GridConditions,
         regularised: Optional[Dict[str, Tensor]] = None,
+        fixed: bool = False,
     ) -> List[Source]:
-        """A participant's head and torso, for rays in person space; in training `regularised` receives what is."""
-        arguments = (origins, directions, ray_frames, conditions, {} if regularised is None else regularised)
+        """A participant's head and torso, for rays in person space; in training `regularised` receives what is. `fixed`
+        as in `nerf.sources.lit_interval`."""
+        arguments = (origins, directions, ray_frames, conditions, {} if regularised is None else regularised, fixed)
         return [head_source(self, *arguments), torso_source(self, *arguments)]
 
     def get_outputs(self, ray_bundle: Union[RayBundle, Cameras]) -> Dict[str, Any]:
@@ -377,6 +384,8 @@ class DialogueModel(AvatarModel):
         return outputs
 
     def render_picture(self, rays: PictureRays, conditions: GridConditions) -> Dict[str, Float[Tensor, "R _"]]:
+        if self.config.cuda_graphs and self.device.type == "cuda" and self._graphed_pictures.pays(rays):
+            return self._graphed_pictures(rays, conditions)
         sources = fast_sources(self, conditions)
         if sources is None:
             return super().render_picture(rays, conditions)
@@ -493,6 +502,8 @@ class DialogueModel(AvatarModel):
     def train(self, mode: bool = True) -> "DialogueModel":
         """As for any module; where weights are averaged, evaluation shows the average."""
         super().train(mode)
+        # The weights that are shown may lie elsewhere now.
+        self._graphed_pictures.forget()
         if "weight_average" in self._modules:
             self.weight_average.show(not mode)
         return self

@@ -26,8 +26,9 @@ def head_source(
     ray_frames: Int[Tensor, " R"],
     conditions: "GridConditions",
     regularised: Dict[str, Tensor],
+    fixed: bool = False,
 ) -> Source:
-    """A participant's head, with the rays carried into head space."""
+    """A participant's head, with the rays carried into head space; `fixed` as in `lit_interval`."""
     participant, signal, num_frames = conditions.participant, conditions.signal, len(conditions.et)
     head_origins, head_directions = rays_into(
         origins, directions, conditions.rotation[ray_frames], conditions.translation[ray_frames]
@@ -45,7 +46,7 @@ def head_source(
         return model.head_field.colour(*geometry, head_directions, rays, participant, signal, counts)
 
     occupancy = model.head_occupancy[participant]
-    near, far = lit_interval(occupancy, head_origins.detach(), head_directions.detach())
+    near, far = lit_interval(occupancy, head_origins.detach(), head_directions.detach(), fixed)
     return Source(head_origins, head_directions, near, far, model.config.head_samples, density, colour, occupancy)
 
 
@@ -56,8 +57,9 @@ def torso_source(
     ray_frames: Int[Tensor, " R"],
     conditions: "GridConditions",
     regularised: Dict[str, Tensor],
+    fixed: bool = False,
 ) -> Source:
-    """A participant's neck and torso, in person space."""
+    """A participant's neck and torso, in person space; `fixed` as in `lit_interval`."""
     participant, num_frames = conditions.participant, len(conditions.et)
 
     def density(points: Tensor, rays: Tensor) -> Tuple[Tensor, Tuple[Tensor, ...]]:
@@ -75,28 +77,48 @@ def torso_source(
         return model.torso_field.colour(*geometry, participant, appearance)
 
     occupancy = model.torso_occupancy[participant]
-    near, far = lit_interval(occupancy, origins, directions)
+    near, far = lit_interval(occupancy, origins, directions, fixed)
     return Source(origins, directions, near, far, model.config.torso_samples, density, colour, occupancy)
 
 
 def lit_interval(
-    occupancy: OccupancyGrid, origins: Float[Tensor, "R 3"], directions: Float[Tensor, "R 3"]
+    occupancy: OccupancyGrid, origins: Float[Tensor, "R 3"], directions: Float[Tensor, "R 3"], fixed: bool = False
 ) -> Tuple[Float[Tensor, " R"], Float[Tensor, " R"]]:
     """Where rays are within a box between its first and its last occupied cell.
 
     Looking cells up is far cheaper than evaluating fields there, and the samples that follow lie closer together.
+
+    Args:
+        fixed: look along every ray, not only along those that hit the box: more work, but of a size that is known
+            without waiting for the device (`rendering.fixed_march`).
     """
     near, far = intersect_box(origins, directions, occupancy.box[0], occupancy.box[1])
-    probes = occupancy.config.resolution
+    if fixed:
+        hit = far > near
+        tight_near, tight_far = _occupied_interval(occupancy, origins, directions, near, torch.where(hit, far, near))
+        return torch.where(hit, tight_near, near), torch.where(hit, tight_far, far)
     hit = (far > near).nonzero().squeeze(-1)
-    t, width = stratified(near[hit], far[hit], probes)
-    occupied = occupancy.query_along(origins[hit], directions[hit], t)
+    tight = _occupied_interval(occupancy, origins[hit], directions[hit], near[hit], far[hit])
+    return near.index_copy(0, hit, tight[0]), far.index_copy(0, hit, tight[1])
+
+
+def _occupied_interval(
+    occupancy: OccupancyGrid,
+    origins: Float[Tensor, "R 3"],
+    directions: Float[Tensor, "R 3"],
+    near: Float[Tensor, " R"],
+    far: Float[Tensor, " R"],
+) -> Tuple[Float[Tensor, " R"], Float[Tensor, " R"]]:
+    """From the first to the last occupied one of as many bins of [near, far] as a grid has cells along an axis; empty
+    where none is."""
+    probes = occupancy.config.resolution
+    t, width = stratified(near, far, probes)
+    occupied = occupancy.query_along(origins, directions, t)
     last = probes - 1 - occupied.flip(-1).byte().argmax(dim=-1)
     first = occupied.byte().argmax(dim=-1)
     bin_width, any_occupied = width[:, 0], occupied.any(dim=-1)
-    tight_near = near[hit] + first * bin_width
-    tight_far = torch.where(any_occupied, near[hit] + (last + 1) * bin_width, tight_near)
-    return near.index_copy(0, hit, tight_near), far.index_copy(0, hit, tight_far)
+    tight_near = near + first * bin_width
+    return tight_near, torch.where(any_occupied, near + (last + 1) * bin_width, tight_near)
 
 
 def samples_per_frame(ray_frames: Int[Tensor, " R"], rays: Int[Tensor, " N"], num_frames: int) -> List[int]:

@@ -175,8 +175,9 @@ def merged_positions(rays: Sequence[Int[Tensor, " _"]], t: Sequence[Float[Tensor
     if len(rays) == 1:
         return [torch.arange(rays[0].shape[0], device=rays[0].device)]
     filled = [depths for depths in t if depths.numel()]
-    nearest = min((depths.min() for depths in filled), default=0.0)
-    span = max((depths.max() for depths in filled), default=1.0) - nearest
+    # Stacked: Python's own min would wait for the device to compare.
+    nearest = torch.stack([depths.min() for depths in filled]).amin() if filled else 0.0
+    span = torch.stack([depths.max() for depths in filled]).amax() - nearest if filled else 1.0
     # Ray and depth in one number: float64 keeps float32's steps of t apart for up to a million rays.
     keys = [r.double() + (d.double() - nearest) / (1.001 * span + 1e-30) for r, d in zip(rays, t, strict=True)]
     places = []
