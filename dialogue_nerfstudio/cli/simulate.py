@@ -1,8 +1,9 @@
-"""`ns-dialogue simulate`: make a conversation whose truth is known, as an ordinary video and as a true conversation."""
+"""`ns-dialogue simulate`: make a conversation whose truth is known, as an ordinary video and as a true conversation;
+or, without pictures, hours of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Callable, Optional
 
 if TYPE_CHECKING:
     from dialogue_nerfstudio.conversation.simulate import SimulationConfig
@@ -14,31 +15,81 @@ class Simulate:
 
     Writes video.mp4, for `ns-dialogue process`, and truth/, to measure against, for `ns-dialogue render --motion`, and
     for `ns-train dialogue-nerf --data OUTPUT/truth`, which learns from true poses instead of tracked ones.
+
+    With --motion-only it makes many conversations without pictures instead, for motion models to learn from: who
+    speaks, sound features, poses, expressions, blinks and gaze of many people, and what a perfect predictor would say.
+    The same command goes on where it stopped, and with more --hours extends the folder.
     """
 
     output: Path = Path("simulated")
     """Folder to write."""
-    seconds: float = 12.0
-    """Length of the conversation."""
+    seconds: Optional[float] = None
+    """Length of the conversation, 12 s by default; of each conversation with --motion-only, 180 s by default."""
     size: int = 256
     """Height and width of each person's picture, pixels."""
-    num_people: int = 2
-    """How many people talk."""
+    num_people: Optional[int] = None
+    """How many people talk, 2 by default; how many there are with --motion-only, 12 by default."""
     seed: int = 0
     """Draws what is said and how everybody moves; same seed, same conversation."""
+    motion_only: bool = False
+    """Make hours of motion without pictures."""
+    hours: float = 1.0
+    """With --motion-only: how much conversation in all."""
+    people_per_conversation: int = 2
+    """With --motion-only: how many talk with each other at a time."""
+    workers: Optional[int] = None
+    """With --motion-only: processes; one a core by default."""
 
     def run(self) -> int:
+        return self._run_motion_only() if self.motion_only else self._run_video()
+
+    def _run_video(self) -> int:
         from rich.console import Console
 
         from dialogue_nerfstudio.cli.progress import StageProgress
         from dialogue_nerfstudio.conversation.simulate import SimulationConfig
 
-        config = SimulationConfig(seconds=self.seconds, size=self.size, num_people=self.num_people, seed=self.seed)
+        defaults = SimulationConfig(seconds=12.0, size=self.size, seed=self.seed)
+        config = replace(
+            defaults,
+            seconds=defaults.seconds if self.seconds is None else self.seconds,
+            num_people=defaults.num_people if self.num_people is None else self.num_people,
+        )
         with StageProgress() as progress:
             simulate_with_features(config, self.output, lambda done, total: progress("simulate", done, total))
         Console().print(
-            f"Simulated {self.num_people} people for {self.seconds:g} s in {self.output}\n"
+            f"Simulated {config.num_people} people for {config.seconds:g} s in {self.output}\n"
             f"  ns-dialogue process {self.output / 'video.mp4'} --output data/{self.output.name}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return 0
+
+    def _run_motion_only(self) -> int:
+        from rich.console import Console
+
+        from dialogue_nerfstudio.cli.progress import StageProgress
+        from dialogue_nerfstudio.conversation.simulate.motion_hours import MotionHoursConfig, simulate_motion_hours
+
+        defaults = MotionHoursConfig()
+        config = MotionHoursConfig(
+            hours=self.hours,
+            num_people=defaults.num_people if self.num_people is None else self.num_people,
+            people_per_conversation=self.people_per_conversation,
+            conversation_seconds=defaults.conversation_seconds if self.seconds is None else self.seconds,
+            seed=self.seed,
+        )
+        with StageProgress() as progress:
+            manifest = simulate_motion_hours(
+                config, self.output, self.workers, lambda done, total: progress("simulate", done, total)
+            )
+        size = sum(path.stat().st_size for path in self.output.glob("shard-*.safetensors"))
+        splits = [entry.split for entry in manifest.conversations]
+        Console().print(
+            f"Simulated {len(splits)} conversations of {config.num_frames / manifest.fps:g} s between "
+            f"{config.num_people} people in {self.output} ({size / 1e6:.0f} MB): {splits.count('train')} train, "
+            f"{splits.count('eval')} eval, {splits.count('unseen')} unseen.\n"
+            f"  ns-train dialogue-pose-tcn --data {self.output}",
             highlight=False,
             soft_wrap=True,
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import List, Sequence
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from dialogue_nerfstudio.conversation.errors import DialogueError
 from dialogue_nerfstudio.conversation.files import atomic_path
@@ -88,3 +88,26 @@ def frames_to_segments(
         for start, stop in zip(np.flatnonzero(edges == 1), np.flatnonzero(edges == -1), strict=True):
             segments.append(SpeechSegment(start / fps, stop / fps, participant_id))
     return sorted(segments, key=lambda segment: (segment.start, segment.end, segment.speaker))
+
+
+def partner_of(
+    speaking: Bool[np.ndarray, "num_participants num_frames"], person: int
+) -> Int[np.ndarray, " num_frames"]:
+    """Frame by frame, whom a person talks with: whoever else speaks (who began last, if several), in a pause the last
+    who spoke, and before anybody else has spoken the first who will. −1 everywhere for somebody alone."""
+    num_people, num_frames = speaking.shape
+    others = [other for other in range(num_people) if other != person]
+    if not others:
+        return np.full(num_frames, -1)
+    if len(others) == 1:
+        return np.full(num_frames, others[0])
+    begun = np.full((len(others), num_frames), -1)
+    for row, other in enumerate(others):
+        mine = speaking[other]
+        begins = mine & ~np.concatenate([[False], mine[:-1]])
+        begun[row] = np.where(mine, np.maximum.accumulate(np.where(begins, np.arange(num_frames), -1)), -1)
+    chosen = np.where(begun.max(axis=0) >= 0, begun.argmax(axis=0), -1)
+    known = np.maximum.accumulate(np.where(chosen >= 0, np.arange(num_frames), -1))
+    spoken = np.flatnonzero(chosen >= 0)
+    first = chosen[spoken[0]] if len(spoken) else 0
+    return np.asarray(others)[np.where(known >= 0, chosen[np.maximum(known, 0)], first)]

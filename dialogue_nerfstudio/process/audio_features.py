@@ -1,8 +1,7 @@
-"""Sound in, one row of audio features per video frame out.
+"""Sound files in and out: any media file to one track of samples, tracks to a mix, samples to WAV.
 
-Conventions. `audio` is a mono float32 waveform `[S]` in [-1, 1] whose sample 0 sounds when video frame 0 appears.
-Video frame t is shown during [t / fps, (t + 1) / fps) and its *centre* is (t + 0.5) / fps seconds. Every extractor
-returns exactly `num_frames` rows: sound that ends early is followed by silence, sound that goes on is not looked at.
+Conventions. `audio` is a mono float32 waveform `[S]` in [-1, 1] whose sample 0 sounds when video frame 0 appears. What
+is computed from sound is in `conversation.acoustics`.
 """
 
 import wave
@@ -10,29 +9,35 @@ from pathlib import Path
 from typing import Sequence
 
 import av
-import librosa
 import numpy as np
 from jaxtyping import Float
 
+from dialogue_nerfstudio.conversation.acoustics import (
+    SAMPLE_RATE,
+    at_16k,
+    exactly,
+    mel_features,
+    mel_spectrogram,
+    prosody_features,
+)
 from dialogue_nerfstudio.conversation.errors import DialogueError
 from dialogue_nerfstudio.conversation.files import atomic_path
 
-SAMPLE_RATE = 16_000
-"""The one sample rate (Hz) of sound inside this package."""
+__all__ = [
+    "SAMPLE_RATE",
+    "at_16k",
+    "exactly",
+    "load_audio",
+    "mel_features",
+    "mel_spectrogram",
+    "mix_tracks",
+    "prosody_features",
+    "save_wav",
+]
 
 SOUND_GAP = 0.1
 """Seconds between one block of sound and the next that are silence and not rounding: a tenth of a second is more than
 any codec's block and delay."""
-
-MEL_FFT = 800
-MEL_HOP = 200
-MEL_BANDS = 80
-MEL_LOWEST, MEL_HIGHEST = 55.0, 7600.0
-MEL_PREEMPHASIS = 0.97
-MEL_BLOCK = 8000
-"""Steps analysed at once, 100 s: what keeps memory flat over hours of sound."""
-MEL_STEPS = 16
-"""Steps of MEL_HOP samples in one frame's window: 16 x 12.5 ms = 200 ms (DialogueNeRF 4.1, Wav2Lip)."""
 
 
 def load_audio(path: Path, sample_rate: int = SAMPLE_RATE) -> Float[np.ndarray, " num_samples"]:
@@ -190,76 +195,3 @@ def save_wav(path: Path, samples: Float[np.ndarray, " num_samples"], rate: int =
         file.setsampwidth(2)
         file.setframerate(rate)
         file.writeframes(pcm.tobytes())
-
-
-def mel_spectrogram(audio: Float[np.ndarray, " num_samples"]) -> Float[np.ndarray, "num_steps 80"]:
-    """Log-mel spectrogram of 16 kHz sound with Wav2Lip's analysis settings; step k is centred on k x 12.5 ms.
-
-    Pre-emphasis 0.97, 50 ms Hann windows, magnitudes in 80 bands of 55-7600 Hz, decibels relative to 20 dB, clipped to
-    [-100, 0] dB and mapped linearly to [-1, 1]. Wav2Lip's own input is 4 times this. Silence is exactly -1.
-    """
-    emphasised = librosa.effects.preemphasis(np.asarray(audio, np.float32), coef=MEL_PREEMPHASIS)
-    emphasised = np.pad(emphasised, MEL_FFT // 2)
-    num_steps = 1 + len(audio) // MEL_HOP
-    mel = np.empty((num_steps, MEL_BANDS), np.float32)
-    for first in range(0, num_steps, MEL_BLOCK):
-        last = min(first + MEL_BLOCK, num_steps)
-        bands = librosa.feature.melspectrogram(
-            y=emphasised[first * MEL_HOP : (last - 1) * MEL_HOP + MEL_FFT],
-            sr=SAMPLE_RATE,
-            n_fft=MEL_FFT,
-            hop_length=MEL_HOP,
-            n_mels=MEL_BANDS,
-            fmin=MEL_LOWEST,
-            fmax=MEL_HIGHEST,
-            power=1.0,
-            center=False,
-        )
-        decibels = 20.0 * np.log10(np.maximum(bands.T, 1e-5)) - 20.0
-        mel[first:last] = np.clip((decibels + 100.0) / 50.0 - 1.0, -1.0, 1.0)
-    return mel
-
-
-def mel_features(
-    audio: Float[np.ndarray, " num_samples"], sample_rate: int, num_frames: int, fps: float = 25.0
-) -> Float[np.ndarray, "num_frames 16 80"]:
-    """The 200 ms of log-mel spectrogram around the centre of each video frame (DialogueNeRF 4.1, "each 200 ms audio
-    clip").
-
-    The window's middle (between steps 7 and 8) is the step boundary nearest to (t + 0.5) / fps, so it is at most 6.25
-    ms off. Sound before the start and after the end is silence (-1).
-    """
-    audio = at_16k(audio, sample_rate)
-    needed = int(np.ceil(num_frames / fps * SAMPLE_RATE))
-    mel = mel_spectrogram(exactly(audio, needed))
-    padding = MEL_STEPS
-    mel = np.pad(mel, ((padding, padding + MEL_STEPS), (0, 0)), constant_values=-1.0)
-    centre = (np.arange(num_frames) + 0.5) / fps * (SAMPLE_RATE / MEL_HOP)
-    first = np.round(centre - (MEL_STEPS - 1) / 2).astype(int) + padding
-    return mel[first[:, None] + np.arange(MEL_STEPS)]
-
-
-def prosody_features(
-    audio: Float[np.ndarray, " num_samples"], sample_rate: int, num_frames: int, fps: float = 25.0
-) -> Float[np.ndarray, "num_frames 2"]:
-    """Zero-crossing rate (crossings per sample, 0-1) and root mean square of the sound during each frame, [t / fps, (t
-    + 1) / fps) (DialogueNeRF 4.1)."""
-    audio = at_16k(audio, sample_rate)
-    length = round(SAMPLE_RATE / fps)
-    starts = np.round(np.arange(num_frames) * SAMPLE_RATE / fps).astype(int)
-    audio = exactly(audio, int(np.ceil(num_frames * SAMPLE_RATE / fps)) + length)
-    frames = audio[starts[:, None] + np.arange(length)]
-    crossings = librosa.zero_crossings(frames, pad=False, axis=-1).mean(-1)
-    rms = np.sqrt(np.mean(np.square(frames), axis=-1))
-    return np.stack([crossings, rms], axis=-1).astype(np.float32)
-
-
-def at_16k(audio: Float[np.ndarray, " num_samples"], sample_rate: int) -> Float[np.ndarray, " num_resampled"]:
-    """The sound at this package's sample rate."""
-    audio = np.asarray(audio, np.float32)
-    return audio if sample_rate == SAMPLE_RATE else librosa.resample(audio, orig_sr=sample_rate, target_sr=SAMPLE_RATE)
-
-
-def exactly(audio: Float[np.ndarray, " num_samples"], length: int) -> Float[np.ndarray, " length"]:
-    """Trim, or pad with silence, to `length` samples."""
-    return audio[:length] if len(audio) >= length else np.pad(audio, (0, length - len(audio)))

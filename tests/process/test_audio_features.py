@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from media import damage_packets, noise_frames, write_video
 
+from dialogue_nerfstudio.conversation import acoustics
 from dialogue_nerfstudio.conversation.errors import DialogueError
-from dialogue_nerfstudio.process import audio_features
 from dialogue_nerfstudio.process.audio_features import (
     SAMPLE_RATE,
     load_audio,
@@ -34,7 +34,7 @@ def test_tone_is_strongest_in_its_mel_band(frequency):
 def test_long_sound_is_analysed_in_blocks_that_leave_no_trace(monkeypatch):
     audio = np.random.default_rng(3).normal(0, 0.1, 3 * SAMPLE_RATE + 77).astype(np.float32)
     whole = mel_spectrogram(audio)
-    monkeypatch.setattr(audio_features, "MEL_BLOCK", 50)
+    monkeypatch.setattr(acoustics, "MEL_BLOCK", 50)
     np.testing.assert_allclose(mel_spectrogram(audio), whole, atol=1e-6)
     assert len(whole) == 1 + len(audio) // 200
 

@@ -154,7 +154,7 @@ def _drift(num_frames: int, fps: float, seconds: float, rng: np.random.Generator
     return noise * np.sqrt(2.0 * np.sqrt(np.pi) * sigma)
 
 
-def _bump(
+def bump(
     times: Float[np.ndarray, " n"], start: float, rise: float, hold: float, fall: float
 ) -> Float[np.ndarray, " n"]:
     """0 -> 1 -> 0 with raised-cosine flanks."""
@@ -173,7 +173,7 @@ def nod_curve(
 
 def blink_curve(times: Float[np.ndarray, " n"], start: float, duration: float) -> Float[np.ndarray, " n"]:
     """Lid closure of one blink: closing takes 35 % of it, opening half."""
-    return _bump(times, start, 0.35 * duration, 0.15 * duration, 0.50 * duration)
+    return bump(times, start, 0.35 * duration, 0.15 * duration, 0.50 * duration)
 
 
 def _lagged(signal: Float[np.ndarray, "n ..."], fps: float, seconds: float) -> Float[np.ndarray, "n ..."]:
@@ -243,7 +243,7 @@ def _head_angles(
     return _MAX_ANGLE * np.tanh(angles / _MAX_ANGLE)
 
 
-def _gaze(
+def look_around(
     who: int,
     num_people: int,
     times: Float[np.ndarray, " n"],
@@ -331,13 +331,13 @@ def perform(
     for turn in own:
         if not turn.is_backchannel:
             speaking = np.maximum(
-                speaking, _bump(times, turn.start - 0.25, 0.4, max(turn.utterance.duration - 0.1, 0.1), 0.6)
+                speaking, bump(times, turn.start - 0.25, 0.4, max(turn.utterance.duration - 0.1, 0.1), 0.6)
             )
 
     angles = _head_angles(
         who, times, fps, own, [r for r in mine if r.kind in ("nod", "backchannel")], habits, speaking, rng
     )
-    gaze, large_saccades = _gaze(who, num_people, times, fps, angles, rng)
+    gaze, large_saccades = look_around(who, num_people, times, fps, angles, rng)
 
     rotation = Rotation.from_euler("YXZ", angles * np.array([1.0, -1.0, 1.0]))
     lean = np.stack(
@@ -371,7 +371,7 @@ def perform(
                     expression[:, _INDEX[name]] += lift
     smile = np.zeros(num_frames)
     for start in [*smiles, *(r.time for r in mine if r.kind == "smile")]:
-        smile = np.maximum(smile, habits.smile * _bump(times, start, 0.35, rng.uniform(0.6, 1.3), 0.9))
+        smile = np.maximum(smile, habits.smile * bump(times, start, 0.35, rng.uniform(0.6, 1.3), 0.9))
     balance = {"left": min(habits.smile_balance, 1.0), "right": min(2.0 - habits.smile_balance, 1.0)}
     for side, weight in balance.items():
         expression[:, _INDEX[f"lip_corner_up_{side}"]] += 0.85 * weight * smile

@@ -1,0 +1,581 @@
+"""Any number of simulated folders and recorded conversations as one dataset: training windows, whole sequences, people.
+
+Conventions. A *section* is what one conversation contributes to a split: all of a simulated one, the first or the last
+part of a recorded one (`eval_fraction`). Frames are at 25 fps, windows begin at multiples of `signals.BLOCK`, so that
+mel steps begin with them. P participants, T frames, S = round(3.2 T) mel steps. People are numbered once for the
+dataset, in the order of the sources, in every split alike. Memory holds the open sections' index and what a batch
+needs: simulated arrays are mapped and sliced, at most `OPEN_SECTIONS` of them at a time.
+"""
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int
+
+from dialogue_nerfstudio.conversation.acoustics import SAMPLE_RATE, at_16k, exactly, mel_spectrogram, prosody_features
+from dialogue_nerfstudio.conversation.conversation import Conversation, load_conversation
+from dialogue_nerfstudio.conversation.errors import DialogueError
+from dialogue_nerfstudio.conversation.motion import Motion
+from dialogue_nerfstudio.conversation.motion_shards import ARRAYS, MANIFEST_NAME, Split, open_shard, read_manifest
+from dialogue_nerfstudio.conversation.roles import partner_of
+from dialogue_nerfstudio.motion.generator import Character
+from dialogue_nerfstudio.motion.model import MotionStatistics
+from dialogue_nerfstudio.motion.signals import BLOCK, MEL_RATE, MotionSignals
+from dialogue_nerfstudio.motion.windows import MotionWindows, Side
+from dialogue_nerfstudio.process.participant_audio import split_by_role
+
+FPS = 25.0
+OPEN_SECTIONS = 64
+"""Mapped shards at a time."""
+STATISTICS_SECTIONS = 256
+"""Training sections from which the statistics are taken, evenly spread: more do not change them."""
+NOBODY = -1
+"""Partner's number of who talks alone; such a partner is still and silent."""
+
+_MOTION = ("head_pose", "expression", "blink", "gaze")
+_TRUTH = ("expected_head_pose", "expected_from_sound", "expected_from_partner")
+
+
+class _Arrays(ABC):
+    """One conversation's arrays, [P, T, …] each, read in slices."""
+
+    @abstractmethod
+    def read(self, name: str, person: int, start: int, stop: Optional[int]) -> np.ndarray:
+        """Rows start … stop − 1 of one person; of `mel`, steps."""
+
+
+class _ShardArrays(_Arrays):
+    def __init__(self, path: Path) -> None:
+        shard = open_shard(path)
+        self._slices = {name: shard.get_slice(name) for name in ARRAYS}
+
+    def read(self, name: str, person: int, start: int, stop: Optional[int]) -> np.ndarray:
+        return self._slices[name][person, start:stop]
+
+
+class _ConversationArrays(_Arrays):
+    """A recorded conversation, in memory (about 0.3 MB a minute and person, 0.8 MB more with the spectrogram)."""
+
+    def __init__(self, conversation: Conversation, with_mel: bool) -> None:
+        motions = [participant.motion for participant in conversation.participants]
+        self._arrays: Dict[str, np.ndarray] = {
+            name: np.stack([getattr(motion, name) for motion in motions]) for name in _MOTION
+        }
+        self._arrays["speaking"] = np.ascontiguousarray(conversation.speaking.T)
+        tracks = participant_tracks(conversation)
+        self._arrays["prosody"] = np.stack(
+            [prosody_features(track, SAMPLE_RATE, conversation.num_frames, conversation.fps) for track in tracks]
+        )
+        if with_mel:
+            steps = round(conversation.num_frames / conversation.fps * MEL_RATE)
+            self._arrays["mel"] = np.stack([mel_spectrogram(track)[:steps].astype(np.float16) for track in tracks])
+
+    def read(self, name: str, person: int, start: int, stop: Optional[int]) -> np.ndarray:
+        return self._arrays[name][person, start:stop]
+
+
+def participant_tracks(conversation: Conversation) -> List[Float32[np.ndarray, " num_samples"]]:
+    """Everybody's own sound at 16 kHz, as long as the pictures: audio/<id>.wav where there is one for everybody, else
+    the mix cut by who speaks (`process.participant_audio`).
+
+    Raises:
+        DialogueError: the sound is missing or not a sound file.
+    """
+    import soundfile
+
+    needed = round(conversation.num_frames / conversation.fps * SAMPLE_RATE)
+    paths = [conversation.path("audio", f"{name}.wav") for name in conversation.participant_ids]
+    if not all(path.is_file() for path in paths):
+        mix, rate = conversation.audio()
+        parts = split_by_role(at_16k(mix, rate), SAMPLE_RATE, conversation.speaking, conversation.fps)
+        return [exactly(track, needed) for track in parts.tracks]
+    tracks = []
+    for path in paths:
+        try:
+            samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        except (OSError, soundfile.SoundFileError) as error:
+            raise DialogueError(f"{path} is not a sound file; process the video again.") from error
+        tracks.append(exactly(at_16k(samples.mean(axis=1), rate), needed))
+    return tracks
+
+
+@dataclass
+class _Source:
+    """A conversation of the dataset, not yet open."""
+
+    name: str
+    ids: Tuple[str, ...]
+    people: Tuple[int, ...]
+    shard: Optional[Path] = None
+    recorded: Optional[_ConversationArrays] = None
+
+    @property
+    def is_simulated(self) -> bool:
+        return self.shard is not None
+
+
+@dataclass
+class _Section:
+    source: int
+    start: int
+    stop: int
+
+
+@dataclass
+class MotionSequence:
+    """A whole section of a split, for evaluation."""
+
+    name: str
+    people: Tuple[int, ...]
+    """The dataset's numbers of the participants, in their order."""
+    signals: MotionSignals
+    motions: Tuple[Motion, ...]
+    """What they really did."""
+    start: int
+    """First frame in its conversation."""
+    characters: Tuple[Character, ...]
+    """Everybody as a generator may know them: from training, or, of people that it does not know, from before
+    `start`."""
+    expected_head_pose: Optional[Float32[np.ndarray, "P T 6"]] = None
+    """Simulation only: the conditional mean, the ceiling of any predictor."""
+    expected_from_sound: Optional[Float32[np.ndarray, "P T 6"]] = None
+    """The part of it that sound makes; what is left without is what a predictor without sound could know at least."""
+    expected_from_partner: Optional[Float32[np.ndarray, "P T 6"]] = None
+    """The part of it that the partner's motion makes."""
+
+
+class MotionDataset:
+    """One split of all sources, as windows of one length; a `windows.WindowSource`.
+
+    Args:
+        sources: Folders of `ns-dialogue simulate --motion-only` and of `ns-dialogue process`, in any order.
+        split: train, eval (held-out conversations of the same people; the end of recorded ones), or unseen (simulated
+            people that train does not know).
+        window: Frames of a window.
+        with_mel: Whether windows and sequences bring the spectrogram.
+        eval_fraction: Part of each recorded conversation, at its end, that is `eval`.
+
+    Raises:
+        DialogueError: a source is missing, half-written, damaged, without pictures, in another expression basis or
+        frame
+            rate than the first, or the split is empty or too short for the window.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Path],
+        split: Split = "train",
+        window: int = 100,
+        with_mel: bool = False,
+        eval_fraction: float = 0.2,
+    ) -> None:
+        if not sources:
+            raise DialogueError("no motion data was given; name folders of `ns-dialogue simulate --motion-only`.")
+        if window < 1:
+            raise DialogueError(f"the window is {window} frames, but must be at least one.")
+        if not 0.0 < eval_fraction < 1.0:
+            raise DialogueError(f"the eval fraction must lie between 0 and 1, not {eval_fraction}.")
+        self.split, self.window, self.with_mel = split, window, with_mel
+        self.person_ids: List[str] = []
+        """The name of every person, by number: the folder's, a slash, and the id in it."""
+        self.styles: Dict[int, Dict[str, Any]] = {}
+        """Number → true style, of simulated people."""
+        self._basis: Optional[Tuple[str, Tuple[str, ...], float]] = None
+        self._basis_source: Optional[Path] = None
+        self._sources: List[_Source] = []
+        self._sections: Dict[str, List[_Section]] = {"train": [], "eval": [], "unseen": []}
+        self._eval_fraction = eval_fraction
+        self._open: OrderedDict[int, _Arrays] = OrderedDict()
+        for path in dict.fromkeys(Path(source) for source in sources):
+            self._add(path)
+        self._lay_out()
+
+    # What there is.
+
+    def _add(self, path: Path) -> None:
+        if (path / "conversation.json").is_file():
+            self._add_recorded(path)
+        elif path.is_dir():
+            self._add_simulated(path)
+        else:
+            raise DialogueError(
+                f"{path} is not a folder; give one that `ns-dialogue simulate --motion-only` or `ns-dialogue process` "
+                "wrote."
+            )
+
+    def _add_simulated(self, path: Path) -> None:
+        manifest = read_manifest(path)
+        self._check_basis(path, manifest.expression_basis, manifest.expression_names, manifest.fps)
+        numbers: Dict[str, int] = {}
+        for name, style in manifest.people.items():
+            numbers[name] = self._new_person(path, name)
+            self.styles[numbers[name]] = style
+        for entry in manifest.conversations:
+            unknown = [name for name in entry.people if name not in numbers]
+            if unknown or entry.split not in self._sections:
+                raise DialogueError(
+                    f"{path / MANIFEST_NAME} is damaged: {entry.name} names people or a split that it lacks."
+                )
+            self._sections[entry.split].append(_Section(len(self._sources), 0, entry.num_frames))
+            people = tuple(numbers[name] for name in entry.people)
+            self._sources.append(
+                _Source(f"{path.name}/{entry.name}", entry.people, people, shard=path / entry.file_name)
+            )
+
+    def _add_recorded(self, path: Path) -> None:
+        conversation = load_conversation(path, needs_pictures=False)
+        if not conversation.has_pictures:
+            raise DialogueError(
+                f"{path} was made from sound alone, there is no motion to learn from in it; leave it out, or process a "
+                "video of these people."
+            )
+        motion = conversation.participants[0].motion
+        self._check_basis(path, motion.expression_basis, motion.expression_names, conversation.fps)
+        ids = tuple(conversation.participant_ids)
+        people = tuple(self._new_person(path, name) for name in ids)
+        # A conversation's own split holds out a tenth, too short a piece for most windows.
+        middle = round(conversation.num_frames * (1.0 - self._eval_fraction)) // BLOCK * BLOCK
+        self._sections["train"].append(_Section(len(self._sources), 0, middle))
+        self._sections["eval"].append(_Section(len(self._sources), middle, conversation.num_frames))
+        arrays = _ConversationArrays(conversation, self.with_mel)
+        self._sources.append(_Source(path.name, ids, people, recorded=arrays))
+
+    def _new_person(self, path: Path, name: str) -> int:
+        self.person_ids.append(f"{path.name}/{name}")
+        return len(self.person_ids) - 1
+
+    def _check_basis(self, path: Path, basis: str, names: Sequence[str], fps: float) -> None:
+        if fps != FPS:
+            raise DialogueError(f"{path} has {fps:g} frames a second, motion models work at {FPS:g}; process it again.")
+        found = (basis, tuple(names), fps)
+        if self._basis is None:
+            self._basis, self._basis_source = found, path
+        elif found != self._basis:
+            raise DialogueError(
+                f"the expressions of {path} are in the basis '{basis}', those of {self._basis_source} in "
+                f"'{self._basis[0]}'; carry one over with `ns-dialogue refit`, or train on them apart."
+            )
+
+    def _lay_out(self) -> None:
+        """Counts the windows of every section."""
+        stride = -(-self.window // BLOCK) * BLOCK
+        sections = self._sections[self.split]
+        if not sections:
+            names = ", ".join(dict.fromkeys(source.name.partition("/")[0] for source in self._sources))
+            raise DialogueError(
+                f"there is nothing in the split '{self.split}' of {names}; simulate more people or hours, or choose "
+                "another split."
+            )
+        lengths = np.array([section.stop - section.start for section in sections])
+        people = np.array([len(self._sources[section.source].people) for section in sections])
+        laid = np.where(lengths >= self.window, (lengths - self.window) // stride + 1, 0)
+        self._first_number = np.concatenate([[0], np.cumsum(laid * people)])
+        self._laid, self._stride = laid, stride
+        starts = np.where(lengths >= self.window, (lengths - self.window) // BLOCK + 1, 0)
+        self._first_start = np.concatenate([[0], np.cumsum(starts * people)])
+        self._starts = starts
+        if self._first_number[-1] == 0:
+            longest = int(np.argmax(lengths))
+            raise DialogueError(
+                f"the longest conversation in the split '{self.split}', "
+                f"{self._sources[sections[longest].source].name}, has {lengths[longest]} frames there, fewer than the "
+                f"window's {self.window}; give longer ones or choose a shorter window."
+            )
+
+    @property
+    def fps(self) -> float:
+        return FPS
+
+    @property
+    def num_people(self) -> int:
+        return len(self.person_ids)
+
+    @property
+    def expression_basis(self) -> str:
+        return self._basis[0]
+
+    @property
+    def expression_names(self) -> Tuple[str, ...]:
+        return self._basis[1]
+
+    def split_people(self, split: Split) -> Tuple[int, ...]:
+        """The numbers of who appears in a split."""
+        found = {person for section in self._sections[split] for person in self._sources[section.source].people}
+        return tuple(sorted(found))
+
+    # Windows.
+
+    def __len__(self) -> int:
+        """Windows of the split, end to end, of every person."""
+        return int(self._first_number[-1])
+
+    def batch(self, numbers: Sequence[int]) -> MotionWindows:
+        """The windows of these numbers, of those that lie end to end."""
+        return self._gather(
+            [self._locate(int(number), self._first_number, self._laid, self._stride) for number in numbers]
+        )
+
+    def draw(self, count: int, rng: np.random.Generator) -> MotionWindows:
+        """Windows that begin at any multiple of `BLOCK` of the split's frames, all equally likely."""
+        numbers = rng.integers(self._first_start[-1], size=count).tolist()
+        return self._gather([self._locate(number, self._first_start, self._starts, BLOCK) for number in numbers])
+
+    def _locate(self, number: int, first: np.ndarray, counts: np.ndarray, stride: int) -> Tuple[_Section, int, int]:
+        """Section, participant and first frame of a window."""
+        if not 0 <= number < first[-1]:
+            raise IndexError(f"window {number} of {first[-1]}")
+        place = int(np.searchsorted(first, number, side="right")) - 1
+        participant, index = divmod(int(number - first[place]), int(counts[place]))
+        section = self._sections[self.split][place]
+        return section, participant, section.start + index * stride
+
+    def _gather(self, places: Sequence[Tuple[_Section, int, int]]) -> MotionWindows:
+        own: List[Dict[str, np.ndarray]] = []
+        partner: List[Dict[str, np.ndarray]] = []
+        people, partners, starts = [], [], []
+        for section, participant, start in places:
+            source = self._sources[section.source]
+            mine, theirs, whom = self._window(section.source, participant, start, start + self.window)
+            own.append(mine)
+            partner.append(theirs)
+            people.append(source.people[participant])
+            partners.append(NOBODY if whom < 0 else source.people[whom])
+            starts.append(start)
+        return MotionWindows(
+            own=_side(own),
+            partner=_side(partner),
+            person=torch.tensor(people),
+            partner_person=torch.tensor(partners),
+            start=torch.tensor(starts),
+        )
+
+    def _window(
+        self, number: int, participant: int, start: int, stop: int
+    ) -> Tuple[Dict[str, np.ndarray], Dict[str, np.ndarray], int]:
+        """One person's rows, their partner's, and which participant that was the longest."""
+        source = self._sources[number]
+        names = ["head_pose", "expression", "blink", "gaze", "prosody", "speaking"]
+        names += ["mel"] if self.with_mel else []
+        names += ["expected_head_pose"] if source.is_simulated else []
+        own = self._rows(number, participant, start, stop, names)
+        others = [other for other in range(len(source.people)) if other != participant]
+        if not others:
+            still = {name: np.zeros_like(rows) for name, rows in own.items()}
+            if self.with_mel:
+                still["mel"] -= 1.0
+            return own, still, NOBODY
+        if len(others) == 1:
+            return own, self._rows(number, others[0], start, stop, names), others[0]
+        whom = self._partners(number)[participant, start:stop]
+        present = np.unique(whom)
+        rows = {int(other): self._rows(number, int(other), start, stop, names) for other in present}
+        joined = {name: np.empty_like(values) for name, values in own.items()}
+        for name, values in joined.items():
+            # A mel step belongs to the frame during which it is centred.
+            frames = (np.arange(len(values)) * FPS / MEL_RATE).astype(int) if name == "mel" else np.arange(len(values))
+            turn = whom[np.minimum(frames, len(whom) - 1)]
+            for other, theirs in rows.items():
+                values[turn == other] = theirs[name][turn == other]
+        return own, joined, int(present[np.argmax([np.sum(whom == other) for other in present])])
+
+    def _rows(
+        self, number: int, participant: int, start: int, stop: int, names: Sequence[str]
+    ) -> Dict[str, np.ndarray]:
+        """Rows of one participant as float32 (speaking as bool), gaze flat."""
+        arrays = self._arrays(number)
+        rows: Dict[str, np.ndarray] = {}
+        for name in names:
+            if name == "mel":
+                first = round(start / FPS * MEL_RATE)
+                values = arrays.read(name, participant, first, first + round((stop - start) / FPS * MEL_RATE))
+            else:
+                values = arrays.read(name, participant, start, stop)
+            if name == "gaze":
+                values = values.reshape(len(values), 4)
+            rows[name] = values if name == "speaking" else values.astype(np.float32)
+        return rows
+
+    def _arrays(self, number: int) -> _Arrays:
+        """A conversation's arrays; the least recently used shard is closed when too many are open."""
+        source = self._sources[number]
+        if source.recorded is not None:
+            return source.recorded
+        if number in self._open:
+            self._open.move_to_end(number)
+            return self._open[number]
+        while len(self._open) >= OPEN_SECTIONS:
+            self._open.popitem(last=False)
+        self._open[number] = _ShardArrays(source.shard)
+        return self._open[number]
+
+    @cached_property
+    def _partners(self):
+        @lru_cache(maxsize=OPEN_SECTIONS)
+        def partners(number: int) -> Int[np.ndarray, "P T"]:
+            speaking = self._speaking(number)
+            return np.stack([partner_of(speaking, person) for person in range(len(speaking))])
+
+        return partners
+
+    def _speaking(self, number: int) -> Bool[np.ndarray, "P T"]:
+        arrays = self._arrays(number)
+        count = len(self._sources[number].people)
+        return np.stack([arrays.read("speaking", person, 0, None) for person in range(count)])
+
+    # Whole sequences and people.
+
+    def sequences(self, reference_seconds: float = 20.0) -> Iterator[MotionSequence]:
+        """The split's sections one after the other, with everybody's character.
+
+        Args:
+            reference_seconds: Length of each character's reference: the beginning of their first training section. Of
+                people whom train does not know it is the beginning of the section itself, which then begins after it.
+
+        Raises:
+            DialogueError: a shard is damaged, or a section is too short to spare the reference.
+        """
+        trained = set(self.split_people("train"))
+        for section in self._sections[self.split]:
+            source = self._sources[section.source]
+            start = section.start
+            if self.split != "train" and not trained.issuperset(source.people):
+                start += round(reference_seconds * FPS) // BLOCK * BLOCK
+                if start + self.window > section.stop:
+                    raise DialogueError(
+                        f"{source.name} has {section.stop - section.start} frames, too few for "
+                        f"{reference_seconds:g} s of reference and a window of {self.window}; ask for a shorter one."
+                    )
+            characters = [
+                self._character(person, name, reference_seconds, section if person not in trained else None)
+                for person, name in zip(source.people, source.ids, strict=True)
+            ]
+            yield self._sequence(section, start, tuple(characters))
+
+    def characters(self, reference_seconds: float = 20.0) -> Dict[int, Character]:
+        """Everybody in the split by number, from their first section of train (of people whom train does not know: of
+        the split); `Character.id` is the id in the source."""
+        trained = set(self.split_people("train"))
+        found: Dict[int, Character] = {}
+        for section in self._sections[self.split]:
+            source = self._sources[section.source]
+            for person, name in zip(source.people, source.ids, strict=True):
+                if person not in found:
+                    given = section if person not in trained else None
+                    found[person] = self._character(person, name, reference_seconds, given)
+        return found
+
+    def _character(self, person: int, name: str, seconds: float, section: Optional[_Section]) -> Character:
+        if section is None:
+            section = next(
+                section for section in self._sections["train"] if person in self._sources[section.source].people
+            )
+        source = self._sources[section.source]
+        participant = source.people.index(person)
+        stop = min(section.start + round(seconds * FPS) // BLOCK * BLOCK, section.stop)
+        rows = self._rows(section.source, participant, section.start, stop, [*_MOTION, "speaking"])
+        return Character(id=name, reference=self._motion(rows, source), was_speaking=rows["speaking"])
+
+    def _motion(self, rows: Dict[str, np.ndarray], source: _Source) -> Motion:
+        kind = "simulated" if source.is_simulated else "tracked"
+        return Motion(
+            head_pose=rows["head_pose"],
+            expression=rows["expression"],
+            blink=rows["blink"],
+            gaze=rows["gaze"].reshape(-1, 2, 2),
+            expression_residual=np.zeros((len(rows["blink"]), 0), np.float32),
+            fps=FPS,
+            expression_basis=self.expression_basis,
+            expression_names=self.expression_names,
+            sources=dict.fromkeys(_MOTION, kind),
+        )
+
+    def _sequence(self, section: _Section, start: int, characters: Tuple[Character, ...]) -> MotionSequence:
+        source = self._sources[section.source]
+        names = [*_MOTION, "prosody", "speaking", *(["mel"] if self.with_mel else [])]
+        names += _TRUTH if source.is_simulated else ()
+        rows = [
+            self._rows(section.source, participant, start, section.stop, names)
+            for participant in range(len(source.people))
+        ]
+        mel = [part["mel"] for part in rows] if self.with_mel else [np.zeros((0, 80), np.float32) for _ in rows]
+        truth = {name: np.stack([part[name] for part in rows]) for name in _TRUTH} if source.is_simulated else {}
+        return MotionSequence(
+            name=source.name,
+            people=source.people,
+            signals=MotionSignals(
+                participant_ids=source.ids,
+                prosody=np.stack([part["prosody"] for part in rows]),
+                mel=np.stack(mel),
+                speaking=np.stack([part["speaking"] for part in rows]),
+                fps=FPS,
+            ),
+            motions=tuple(self._motion(part, source) for part in rows),
+            start=start,
+            characters=characters,
+            **truth,
+        )
+
+    @cached_property
+    def statistics(self) -> MotionStatistics:
+        """Of the training split, whichever this is."""
+        sections = self._sections["train"]
+        count = min(len(sections), STATISTICS_SECTIONS)
+        chosen = np.unique(np.linspace(0, len(sections) - 1, count).round().astype(int))
+        names = ("head_pose", "expression", "blink", "gaze", "prosody")
+        moments = {name: _Moments() for name in (*names, "head_velocity")}
+        for index in chosen:
+            section = sections[index]
+            for participant in range(len(self._sources[section.source].people)):
+                rows = self._rows(section.source, participant, section.start, section.stop, names)
+                for name, values in rows.items():
+                    if not np.isfinite(values).all():
+                        raise DialogueError(
+                            f"{self._sources[section.source].name}: {name} holds a value that is not a number; make or "
+                            "process it again."
+                        )
+                    moments[name].add(values)
+                moments["head_velocity"].add(np.diff(rows["head_pose"], axis=0))
+        return MotionStatistics(
+            **{name: moment.rows() for name, moment in moments.items()},
+            num_people=self.num_people,
+            expression_basis=self.expression_basis,
+            expression_names=self.expression_names,
+        )
+
+
+class _Moments:
+    """Mean and standard deviation of rows that come in parts."""
+
+    def __init__(self) -> None:
+        self._count, self._sum, self._squares = 0, 0.0, 0.0
+
+    def add(self, values: np.ndarray) -> None:
+        values = values.astype(np.float64)
+        self._count += len(values)
+        self._sum = self._sum + values.sum(axis=0)
+        self._squares = self._squares + np.square(values).sum(axis=0)
+
+    def rows(self) -> torch.Tensor:
+        """[2, columns]; a column that never moves has a deviation of 1, so that dividing by it changes nothing."""
+        mean = self._sum / max(self._count, 1)
+        deviation = np.sqrt(np.maximum(self._squares / max(self._count, 1) - mean**2, 0.0))
+        deviation = np.where(deviation > 1e-6, deviation, 1.0)
+        return torch.from_numpy(np.stack([mean, deviation]).astype(np.float32))
+
+
+def _side(rows: Sequence[Dict[str, np.ndarray]]) -> Side:
+    """A batch of one side's windows; what not all of them have is left out."""
+    shared = [name for name in rows[0] if all(name in row for row in rows)]
+    return Side(**{name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in shared})
+
+
+def epoch_windows(num_windows: int, seed: int, epoch: int, rank: int = 0, world_size: int = 1) -> Int[np.ndarray, " n"]:
+    """The window numbers that one of `world_size` processes takes in an epoch, shuffled: together all of them, each
+    once."""
+    return np.random.default_rng([seed, epoch]).permutation(num_windows)[rank::world_size]
