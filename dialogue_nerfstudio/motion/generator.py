@@ -1,8 +1,8 @@
 """The one interface of all motion generators: conversation signals and characters in, a Motion for each person out.
 
-A generator is a *stream*: it is told whom it moves, then given what is heard in blocks of any length, and returns frames as
-soon as they are decided. What it returns does not depend on how the sound was cut into blocks, its memory does not
-grow with the length of the conversation, and `generate` is nothing but one stream with one block.
+A generator is a *stream*: it is told whom it moves, then given what is heard in blocks of any length, and returns
+frames as soon as they are decided. What it returns does not depend on how the sound was cut into blocks, its memory
+does not grow with the length of the conversation, and `generate` is nothing but one stream with one block.
 """
 
 from abc import ABC, abstractmethod

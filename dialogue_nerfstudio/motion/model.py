@@ -1,8 +1,8 @@
 """What every trainable motion model is to the trainer: a module with losses and figures on windows, and a generator.
 
 A model's numerics import torch and NumPy only; `motion.training` puts it into nerfstudio's trainer. What normalises
-its input (means, deviations of the training set) and everything else that generation needs is in its `state_dict`, so that a
-checkpoint and its config are enough to generate, without the training data.
+its input (means, deviations of the training set) and everything else that generation needs is in its `state_dict`, so
+that a checkpoint and its config are enough to generate, without the training data.
 """
 
 from abc import ABC, abstractmethod
@@ -33,23 +33,24 @@ class MotionStatistics:
 
 
 @dataclass
-class MotionModelConfig(ABC):
+class MotionModelConfig:
     """Base of every motion model's config."""
 
+    # Not an abstract class: a run's config.yml is read by way of the plain default of a pipeline's field.
+
     @property
-    @abstractmethod
     def window(self) -> int:
         """Frames of a training window."""
+        raise NotImplementedError
 
     @property
     def needs_mel(self) -> bool:
         """Whether windows must bring the spectrogram."""
         return False
 
-    @abstractmethod
     def build(self, statistics: MotionStatistics) -> "MotionModel":
-        """The untrained model. Loading fills `statistics` from the checkpoint's buffers, so that any numbers of the
-        right shape do then."""
+        """The untrained model; when a checkpoint is loaded, with the statistics that are in it."""
+        raise NotImplementedError
 
 
 class MotionModel(nn.Module, ABC):

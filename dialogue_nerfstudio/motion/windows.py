@@ -6,9 +6,10 @@ pause). head_pose is axis-angle (radians) and translation (metres), as in `conve
 """
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Dict, Optional, Protocol, Sequence
+from typing import TYPE_CHECKING, Dict, Optional, Protocol, Sequence, Union, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -47,7 +48,7 @@ class MotionWindows:
     start: Int[Tensor, " B"]
     """First frame in its conversation."""
 
-    def to(self, device: str) -> "MotionWindows":
+    def to(self, device: Union[str, torch.device]) -> "MotionWindows":
         """The same batch on a device."""
         return MotionWindows(
             own=_side_to(self.own, device),
@@ -58,11 +59,12 @@ class MotionWindows:
         )
 
 
+@runtime_checkable
 class WindowSource(Protocol):
     """What the trainer draws windows from; `motion.dataset.MotionDataset` is the one on disk.
 
-    One split, one length of window. Nothing of it is random but what `draw` is given, so that a run that resumes sees the
-    same windows as one that was never stopped.
+    One split, one length of window. Nothing of it is random but what `draw` is given, so that a run that resumes sees
+    the same windows as one that was never stopped.
     """
 
     statistics: "MotionStatistics"
@@ -78,7 +80,7 @@ class WindowSource(Protocol):
         """The named ones of the windows that lie end to end, on the CPU."""
 
 
-def _side_to(side: Side, device: str) -> Side:
+def _side_to(side: Side, device: Union[str, torch.device]) -> Side:
     moved: Dict[str, Optional[Tensor]] = {}
     for entry in fields(side):
         value = getattr(side, entry.name)
