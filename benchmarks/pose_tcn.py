@@ -19,9 +19,9 @@ import numpy as np
 import torch
 import tyro
 from common import default_cache_folder, device
-from dialogue_nerfstudio.motion.dataset import MotionDataset
 from scipy import stats
 
+from dialogue_nerfstudio.motion.dataset import MotionDataset
 from dialogue_nerfstudio.motion.pose_tcn import PoseTcn, masked_correlation, pitch
 from dialogue_nerfstudio.motion.training.config import METHODS
 from dialogue_nerfstudio.motion.training.pipeline import MotionPipeline

@@ -113,10 +113,10 @@ def test_a_stream_equals_the_network_that_was_trained():
 def test_the_receptive_field_is_what_the_config_says_and_nothing_of_the_future_is_seen(levels):
     config = replace(SMALL, tcn=TcnConfig(channels=8, levels=levels, weight_norm=True))
     model = small_model(config)
-    channels = torch.randn(1, 20, 100, requires_grad=True)
-    expected, _ = model.expect(channels, torch.randn(1, 54))
-    expected[0, 70].sum().backward()
-    seen = torch.nonzero(channels.grad[0].abs().sum(dim=0)).squeeze(1)
+    channels = torch.randn(16, 20, 100, requires_grad=True)
+    expected, _ = model.expect(channels, torch.randn(16, 54))
+    expected[:, 70].sum().backward()
+    seen = torch.nonzero(channels.grad.abs().sum(dim=(0, 1))).squeeze(1)
     assert (int(seen[0]), int(seen[-1])) == (70 - config.tcn.receptive_field + 1, 70)
 
 
