@@ -32,7 +32,7 @@ from dialogue_nerfstudio.conversation.simulate.answering_heads import FPS
 from dialogue_nerfstudio.conversation.simulate.motion_only import simulate_motion
 from dialogue_nerfstudio.conversation.simulate.styles import PersonStyle, draw_style
 
-RECIPE = 1
+RECIPE = 2
 """Raised whenever the same options give other conversations, so that folders never mix two simulations."""
 
 _CYCLE = 8
