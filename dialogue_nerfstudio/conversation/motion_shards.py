@@ -23,9 +23,6 @@ MANIFEST_NAME = "motion_dataset.json"
 
 ARRAYS: Dict[str, np.dtype] = {
     "head_pose": np.dtype(np.float32),
-    "expected_head_pose": np.dtype(np.float32),
-    "expected_from_sound": np.dtype(np.float32),
-    "expected_from_partner": np.dtype(np.float32),
     "expression": np.dtype(np.float16),
     "blink": np.dtype(np.float16),
     "gaze": np.dtype(np.float16),
@@ -33,7 +30,14 @@ ARRAYS: Dict[str, np.dtype] = {
     "speaking": np.dtype(np.bool_),
     "mel": np.dtype(np.float16),
 }
-"""The arrays of a shard and how they are stored."""
+"""What every shard holds, and how it is stored."""
+
+TRUTH_ARRAYS: Dict[str, np.dtype] = {
+    "expected_head_pose": np.dtype(np.float32),
+    "expected_from_sound": np.dtype(np.float32),
+    "expected_from_partner": np.dtype(np.float32),
+}
+"""What those of a simulation hold beside it."""
 
 Split = Literal["train", "eval", "unseen"]
 """train; eval: other conversations of people that train knows; unseen: conversations of people that train does not."""
@@ -74,25 +78,27 @@ def write_shard(path: Path, arrays: Dict[str, np.ndarray], fingerprint: str) -> 
 
     Args:
         path: Where to.
-        arrays: Every one of `ARRAYS`, of any precision.
+        arrays: Every one of `ARRAYS`, and any of `TRUTH_ARRAYS`, of any precision.
         fingerprint: What it was made from; `shard_fingerprint` reads it.
 
     Raises:
         DialogueError: the disk is full or the folder may not be written to.
     """
-    stored = {name: np.ascontiguousarray(arrays[name], dtype=dtype) for name, dtype in ARRAYS.items()}
+    kept = {**ARRAYS, **{name: dtype for name, dtype in TRUTH_ARRAYS.items() if name in arrays}}
+    stored = {name: np.ascontiguousarray(arrays[name], dtype=dtype) for name, dtype in kept.items()}
     with atomic_path(path) as temporary:
         temporary.write_bytes(save(stored, metadata={"fingerprint": fingerprint}))
 
 
-def open_shard(path: Path) -> Any:
-    """The mapped shard: `.get_slice(name)[i, j:k]` reads that much, `.metadata()` is its metadata.
+def open_shard(path: Path, framework: Literal["numpy", "pt"] = "numpy") -> Any:
+    """The mapped shard, a `safetensors.safe_open`: with NumPy `.get_slice(name)[i, j:k]` reads that much, with PyTorch
+    `.get_tensor(name)` is a view of the file.
 
     Raises:
         DialogueError: it is missing, cut off, or not a motion shard.
     """
     try:
-        shard = safe_open(path, framework="numpy")
+        shard = safe_open(path, framework=framework)
     except FileNotFoundError as error:
         raise DialogueError(
             f"{path} is missing; make it again with the same `ns-dialogue simulate --motion-only` command."

@@ -7,102 +7,38 @@ dataset, in the order of the sources, in every split alike. Memory holds the ope
 needs: simulated arrays are mapped and sliced, at most `OPEN_SECTIONS` of them at a time.
 """
 
-from abc import ABC, abstractmethod
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Float32, Int
 
-from dialogue_nerfstudio.conversation.acoustics import SAMPLE_RATE, at_16k, exactly, mel_spectrogram, prosody_features
-from dialogue_nerfstudio.conversation.conversation import Conversation, load_conversation
+from dialogue_nerfstudio.conversation.conversation import load_conversation
 from dialogue_nerfstudio.conversation.errors import DialogueError
 from dialogue_nerfstudio.conversation.motion import Motion
-from dialogue_nerfstudio.conversation.motion_shards import ARRAYS, MANIFEST_NAME, Split, open_shard, read_manifest
+from dialogue_nerfstudio.conversation.motion_shards import MANIFEST_NAME, Split, read_manifest
 from dialogue_nerfstudio.conversation.roles import partner_of
 from dialogue_nerfstudio.motion.generator import Character
+from dialogue_nerfstudio.motion.mapped import Arrays, map_shard, recorded_arrays
 from dialogue_nerfstudio.motion.model import MotionStatistics
 from dialogue_nerfstudio.motion.signals import BLOCK, MEL_RATE, MotionSignals
 from dialogue_nerfstudio.motion.windows import MotionWindows, Side
-from dialogue_nerfstudio.process.participant_audio import split_by_role
 
 FPS = 25.0
-OPEN_SECTIONS = 64
-"""Mapped shards at a time."""
+OPEN_CONVERSATIONS = 64
+"""Mapped at a time."""
 STATISTICS_SECTIONS = 256
 """Training sections from which the statistics are taken, evenly spread: more do not change them."""
 NOBODY = -1
 """Partner's number of who talks alone; such a partner is still and silent."""
 
 _MOTION = ("head_pose", "expression", "blink", "gaze")
+_SEEN = (*_MOTION, "prosody", "speaking")
 _TRUTH = ("expected_head_pose", "expected_from_sound", "expected_from_partner")
-
-
-class _Arrays(ABC):
-    """One conversation's arrays, [P, T, …] each, read in slices."""
-
-    @abstractmethod
-    def read(self, name: str, person: int, start: int, stop: Optional[int]) -> np.ndarray:
-        """Rows start … stop − 1 of one person; of `mel`, steps."""
-
-
-class _ShardArrays(_Arrays):
-    def __init__(self, path: Path) -> None:
-        shard = open_shard(path)
-        self._slices = {name: shard.get_slice(name) for name in ARRAYS}
-
-    def read(self, name: str, person: int, start: int, stop: Optional[int]) -> np.ndarray:
-        return self._slices[name][person, start:stop]
-
-
-class _ConversationArrays(_Arrays):
-    """A recorded conversation, in memory (about 0.3 MB a minute and person, 0.8 MB more with the spectrogram)."""
-
-    def __init__(self, conversation: Conversation, with_mel: bool) -> None:
-        motions = [participant.motion for participant in conversation.participants]
-        self._arrays: Dict[str, np.ndarray] = {
-            name: np.stack([getattr(motion, name) for motion in motions]) for name in _MOTION
-        }
-        self._arrays["speaking"] = np.ascontiguousarray(conversation.speaking.T)
-        tracks = participant_tracks(conversation)
-        self._arrays["prosody"] = np.stack(
-            [prosody_features(track, SAMPLE_RATE, conversation.num_frames, conversation.fps) for track in tracks]
-        )
-        if with_mel:
-            steps = round(conversation.num_frames / conversation.fps * MEL_RATE)
-            self._arrays["mel"] = np.stack([mel_spectrogram(track)[:steps].astype(np.float16) for track in tracks])
-
-    def read(self, name: str, person: int, start: int, stop: Optional[int]) -> np.ndarray:
-        return self._arrays[name][person, start:stop]
-
-
-def participant_tracks(conversation: Conversation) -> List[Float32[np.ndarray, " num_samples"]]:
-    """Everybody's own sound at 16 kHz, as long as the pictures: audio/<id>.wav where there is one for everybody, else
-    the mix cut by who speaks (`process.participant_audio`).
-
-    Raises:
-        DialogueError: the sound is missing or not a sound file.
-    """
-    import soundfile
-
-    needed = round(conversation.num_frames / conversation.fps * SAMPLE_RATE)
-    paths = [conversation.path("audio", f"{name}.wav") for name in conversation.participant_ids]
-    if not all(path.is_file() for path in paths):
-        mix, rate = conversation.audio()
-        parts = split_by_role(at_16k(mix, rate), SAMPLE_RATE, conversation.speaking, conversation.fps)
-        return [exactly(track, needed) for track in parts.tracks]
-    tracks = []
-    for path in paths:
-        try:
-            samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        except (OSError, soundfile.SoundFileError) as error:
-            raise DialogueError(f"{path} is not a sound file; process the video again.") from error
-        tracks.append(exactly(at_16k(samples.mean(axis=1), rate), needed))
-    return tracks
 
 
 @dataclass
@@ -112,12 +48,9 @@ class _Source:
     name: str
     ids: Tuple[str, ...]
     people: Tuple[int, ...]
-    shard: Optional[Path] = None
-    recorded: Optional[_ConversationArrays] = None
-
-    @property
-    def is_simulated(self) -> bool:
-        return self.shard is not None
+    num_frames: int
+    open: Callable[[], Arrays]
+    is_simulated: bool
 
 
 @dataclass
@@ -191,7 +124,7 @@ class MotionDataset:
         self._sources: List[_Source] = []
         self._sections: Dict[str, List[_Section]] = {"train": [], "eval": [], "unseen": []}
         self._eval_fraction = eval_fraction
-        self._open: OrderedDict[int, _Arrays] = OrderedDict()
+        self._open: OrderedDict[int, Arrays] = OrderedDict()
         for path in dict.fromkeys(Path(source) for source in sources):
             self._add(path)
         self._lay_out()
@@ -223,9 +156,15 @@ class MotionDataset:
                     f"{path / MANIFEST_NAME} is damaged: {entry.name} names people or a split that it lacks."
                 )
             self._sections[entry.split].append(_Section(len(self._sources), 0, entry.num_frames))
-            people = tuple(numbers[name] for name in entry.people)
             self._sources.append(
-                _Source(f"{path.name}/{entry.name}", entry.people, people, shard=path / entry.file_name)
+                _Source(
+                    name=f"{path.name}/{entry.name}",
+                    ids=entry.people,
+                    people=tuple(numbers[name] for name in entry.people),
+                    num_frames=entry.num_frames,
+                    open=partial(map_shard, path / entry.file_name),
+                    is_simulated=True,
+                )
             )
 
     def _add_recorded(self, path: Path) -> None:
@@ -243,8 +182,9 @@ class MotionDataset:
         middle = round(conversation.num_frames * (1.0 - self._eval_fraction)) // BLOCK * BLOCK
         self._sections["train"].append(_Section(len(self._sources), 0, middle))
         self._sections["eval"].append(_Section(len(self._sources), middle, conversation.num_frames))
-        arrays = _ConversationArrays(conversation, self.with_mel)
-        self._sources.append(_Source(path.name, ids, people, recorded=arrays))
+        self._sources.append(
+            _Source(path.name, ids, people, conversation.num_frames, partial(recorded_arrays, path), is_simulated=False)
+        )
 
     def _new_person(self, path: Path, name: str) -> int:
         self.person_ids.append(f"{path.name}/{name}")
@@ -336,97 +276,90 @@ class MotionDataset:
         return section, participant, section.start + index * stride
 
     def _gather(self, places: Sequence[Tuple[_Section, int, int]]) -> MotionWindows:
-        own: List[Dict[str, np.ndarray]] = []
-        partner: List[Dict[str, np.ndarray]] = []
+        simulated = all(self._sources[section.source].is_simulated for section, _, _ in places)
+        names = [*_SEEN, *(["mel"] if self.with_mel else []), *(["expected_head_pose"] if simulated else [])]
+        own, partner = self._empty(names, len(places)), self._empty(names, len(places))
         people, partners, starts = [], [], []
-        for section, participant, start in places:
+        for row, (section, participant, start) in enumerate(places):
             source = self._sources[section.source]
-            mine, theirs, whom = self._window(section.source, participant, start, start + self.window)
-            own.append(mine)
-            partner.append(theirs)
+            arrays = self._arrays(section.source)
+            for name in names:
+                own[name][row] = arrays[name][participant, self._rows(name, start)]
+            whom = self._copy_partner(section.source, participant, start, partner, row)
             people.append(source.people[participant])
-            partners.append(NOBODY if whom < 0 else source.people[whom])
+            partners.append(NOBODY if whom == NOBODY else source.people[whom])
             starts.append(start)
         return MotionWindows(
-            own=_side(own),
-            partner=_side(partner),
+            own=Side(**{name: torch.from_numpy(rows) for name, rows in own.items()}),
+            partner=Side(**{name: torch.from_numpy(rows) for name, rows in partner.items()}),
             person=torch.tensor(people),
             partner_person=torch.tensor(partners),
             start=torch.tensor(starts),
         )
 
-    def _window(
-        self, number: int, participant: int, start: int, stop: int
-    ) -> Tuple[Dict[str, np.ndarray], Dict[str, np.ndarray], int]:
-        """One person's rows, their partner's, and which participant that was the longest."""
-        source = self._sources[number]
-        names = ["head_pose", "expression", "blink", "gaze", "prosody", "speaking"]
-        names += ["mel"] if self.with_mel else []
-        names += ["expected_head_pose"] if source.is_simulated else []
-        own = self._rows(number, participant, start, stop, names)
-        others = [other for other in range(len(source.people)) if other != participant]
-        if not others:
-            still = {name: np.zeros_like(rows) for name, rows in own.items()}
-            if self.with_mel:
-                still["mel"] -= 1.0
-            return own, still, NOBODY
-        if len(others) == 1:
-            return own, self._rows(number, others[0], start, stop, names), others[0]
-        whom = self._partners(number)[participant, start:stop]
-        present = np.unique(whom)
-        rows = {int(other): self._rows(number, int(other), start, stop, names) for other in present}
-        joined = {name: np.empty_like(values) for name, values in own.items()}
-        for name, values in joined.items():
-            # A mel step belongs to the frame during which it is centred.
-            frames = (np.arange(len(values)) * FPS / MEL_RATE).astype(int) if name == "mel" else np.arange(len(values))
-            turn = whom[np.minimum(frames, len(whom) - 1)]
-            for other, theirs in rows.items():
-                values[turn == other] = theirs[name][turn == other]
-        return own, joined, int(present[np.argmax([np.sum(whom == other) for other in present])])
+    def _empty(self, names: Sequence[str], count: int) -> Arrays:
+        """Room for that many windows; a side that nobody fills is still and silent."""
+        width = {"expression": len(self.expression_names), "blink": 2, "gaze": 4, "prosody": 2}
+        empty = {
+            name: np.zeros((count, self.window, width.get(name, 6)), np.float32)
+            for name in names
+            if name not in ("speaking", "mel")
+        }
+        empty["speaking"] = np.zeros((count, self.window), bool)
+        if "mel" in names:
+            empty["mel"] = np.full((count, round(self.window / FPS * MEL_RATE), 80), -1.0, np.float32)
+        return empty
 
-    def _rows(
-        self, number: int, participant: int, start: int, stop: int, names: Sequence[str]
-    ) -> Dict[str, np.ndarray]:
-        """Rows of one participant as float32 (speaking as bool), gaze flat."""
+    def _rows(self, name: str, start: int) -> slice:
+        """Where a window lies in an array."""
+        if name == "mel":
+            first = round(start / FPS * MEL_RATE)
+            return slice(first, first + round(self.window / FPS * MEL_RATE))
+        return slice(start, start + self.window)
+
+    def _copy_partner(self, number: int, participant: int, start: int, to: Arrays, row: int) -> int:
+        """Fills in the partner's side of a window; returns which participant that is the longest."""
         arrays = self._arrays(number)
-        rows: Dict[str, np.ndarray] = {}
-        for name in names:
-            if name == "mel":
-                first = round(start / FPS * MEL_RATE)
-                values = arrays.read(name, participant, first, first + round((stop - start) / FPS * MEL_RATE))
-            else:
-                values = arrays.read(name, participant, start, stop)
-            if name == "gaze":
-                values = values.reshape(len(values), 4)
-            rows[name] = values if name == "speaking" else values.astype(np.float32)
-        return rows
+        others = [other for other in range(len(self._sources[number].people)) if other != participant]
+        if not others:
+            return NOBODY
+        if len(others) == 1:
+            for name, rows in to.items():
+                rows[row] = arrays[name][others[0], self._rows(name, start)]
+            return others[0]
+        whom = self._partners(number)[participant, start : start + self.window]
+        for name, rows in to.items():
+            # A mel step belongs to the frame during which it is centred.
+            rate = MEL_RATE / FPS if name == "mel" else 1.0
+            frames = np.minimum((np.arange(rows.shape[1]) / rate).astype(int), self.window - 1)
+            window = arrays[name][:, self._rows(name, start)]
+            rows[row] = window[whom[frames], np.arange(len(frames))]
+        present, counts = np.unique(whom, return_counts=True)
+        return int(present[np.argmax(counts)])
 
-    def _arrays(self, number: int) -> _Arrays:
-        """A conversation's arrays; the least recently used shard is closed when too many are open."""
-        source = self._sources[number]
-        if source.recorded is not None:
-            return source.recorded
+    def _arrays(self, number: int) -> Arrays:
+        """A conversation's arrays; the least recently used one is closed when too many are open."""
         if number in self._open:
             self._open.move_to_end(number)
             return self._open[number]
-        while len(self._open) >= OPEN_SECTIONS:
+        while len(self._open) >= OPEN_CONVERSATIONS:
             self._open.popitem(last=False)
-        self._open[number] = _ShardArrays(source.shard)
-        return self._open[number]
+        source = self._sources[number]
+        arrays = source.open()
+        if arrays["head_pose"].shape != (len(source.people), source.num_frames, 6):
+            raise DialogueError(
+                f"{source.name} holds arrays of another shape than its folder says; simulate or process it again."
+            )
+        self._open[number] = arrays
+        return arrays
 
-    @cached_property
-    def _partners(self):
-        @lru_cache(maxsize=OPEN_SECTIONS)
-        def partners(number: int) -> Int[np.ndarray, "P T"]:
-            speaking = self._speaking(number)
-            return np.stack([partner_of(speaking, person) for person in range(len(speaking))])
-
-        return partners
-
-    def _speaking(self, number: int) -> Bool[np.ndarray, "P T"]:
+    def _partners(self, number: int) -> Int[np.ndarray, "P T"]:
+        """Whom everybody talks with, in a conversation of more than two."""
         arrays = self._arrays(number)
-        count = len(self._sources[number].people)
-        return np.stack([arrays.read("speaking", person, 0, None) for person in range(count)])
+        if "partners" not in arrays:
+            speaking = arrays["speaking"]
+            arrays["partners"] = np.stack([partner_of(speaking, person) for person in range(len(speaking))])
+        return arrays["partners"]
 
     # Whole sequences and people.
 
@@ -478,47 +411,41 @@ class MotionDataset:
         source = self._sources[section.source]
         participant = source.people.index(person)
         stop = min(section.start + round(seconds * FPS) // BLOCK * BLOCK, section.stop)
-        rows = self._rows(section.source, participant, section.start, stop, [*_MOTION, "speaking"])
-        return Character(id=name, reference=self._motion(rows, source), was_speaking=rows["speaking"])
+        speaking = self._arrays(section.source)["speaking"][participant, section.start : stop].copy()
+        reference = self._motion(section, participant, section.start, stop)
+        return Character(id=name, reference=reference, was_speaking=speaking)
 
-    def _motion(self, rows: Dict[str, np.ndarray], source: _Source) -> Motion:
-        kind = "simulated" if source.is_simulated else "tracked"
+    def _motion(self, section: _Section, participant: int, start: int, stop: int) -> Motion:
+        arrays, is_simulated = self._arrays(section.source), self._sources[section.source].is_simulated
+        rows = {name: arrays[name][participant, start:stop].astype(np.float32) for name in _MOTION}
         return Motion(
-            head_pose=rows["head_pose"],
-            expression=rows["expression"],
-            blink=rows["blink"],
-            gaze=rows["gaze"].reshape(-1, 2, 2),
-            expression_residual=np.zeros((len(rows["blink"]), 0), np.float32),
+            **{**rows, "gaze": rows["gaze"].reshape(-1, 2, 2)},
+            expression_residual=np.zeros((stop - start, 0), np.float32),
             fps=FPS,
             expression_basis=self.expression_basis,
             expression_names=self.expression_names,
-            sources=dict.fromkeys(_MOTION, kind),
+            sources=dict.fromkeys(_MOTION, "simulated" if is_simulated else "tracked"),
         )
 
     def _sequence(self, section: _Section, start: int, characters: Tuple[Character, ...]) -> MotionSequence:
-        source = self._sources[section.source]
-        names = [*_MOTION, "prosody", "speaking", *(["mel"] if self.with_mel else [])]
-        names += _TRUTH if source.is_simulated else ()
-        rows = [
-            self._rows(section.source, participant, start, section.stop, names)
-            for participant in range(len(source.people))
-        ]
-        mel = [part["mel"] for part in rows] if self.with_mel else [np.zeros((0, 80), np.float32) for _ in rows]
-        truth = {name: np.stack([part[name] for part in rows]) for name in _TRUTH} if source.is_simulated else {}
+        source, arrays = self._sources[section.source], self._arrays(section.source)
+        stop = section.stop
+        first, last = (round(frame / FPS * MEL_RATE) for frame in (start, stop if self.with_mel else start))
+        truth = _TRUTH if source.is_simulated else ()
         return MotionSequence(
             name=source.name,
             people=source.people,
             signals=MotionSignals(
                 participant_ids=source.ids,
-                prosody=np.stack([part["prosody"] for part in rows]),
-                mel=np.stack(mel),
-                speaking=np.stack([part["speaking"] for part in rows]),
+                prosody=arrays["prosody"][:, start:stop].astype(np.float32),
+                mel=arrays["mel"][:, first:last].astype(np.float32),
+                speaking=arrays["speaking"][:, start:stop].copy(),
                 fps=FPS,
             ),
-            motions=tuple(self._motion(part, source) for part in rows),
+            motions=tuple(self._motion(section, person, start, stop) for person in range(len(source.people))),
             start=start,
             characters=characters,
-            **truth,
+            **{name: arrays[name][:, start:stop].astype(np.float32) for name in truth},
         )
 
     @cached_property
@@ -531,16 +458,18 @@ class MotionDataset:
         moments = {name: _Moments() for name in (*names, "head_velocity")}
         for index in chosen:
             section = sections[index]
+            arrays = self._arrays(section.source)
             for participant in range(len(self._sources[section.source].people)):
-                rows = self._rows(section.source, participant, section.start, section.stop, names)
-                for name, values in rows.items():
+                for name in names:
+                    values = arrays[name][participant, section.start : section.stop]
                     if not np.isfinite(values).all():
                         raise DialogueError(
                             f"{self._sources[section.source].name}: {name} holds a value that is not a number; make or "
                             "process it again."
                         )
                     moments[name].add(values)
-                moments["head_velocity"].add(np.diff(rows["head_pose"], axis=0))
+                poses = arrays["head_pose"][participant, section.start : section.stop]
+                moments["head_velocity"].add(np.diff(poses, axis=0))
         return MotionStatistics(
             **{name: moment.rows() for name, moment in moments.items()},
             num_people=self.num_people,
@@ -567,12 +496,6 @@ class _Moments:
         deviation = np.sqrt(np.maximum(self._squares / max(self._count, 1) - mean**2, 0.0))
         deviation = np.where(deviation > 1e-6, deviation, 1.0)
         return torch.from_numpy(np.stack([mean, deviation]).astype(np.float32))
-
-
-def _side(rows: Sequence[Dict[str, np.ndarray]]) -> Side:
-    """A batch of one side's windows; what not all of them have is left out."""
-    shared = [name for name in rows[0] if all(name in row for row in rows)]
-    return Side(**{name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in shared})
 
 
 def epoch_windows(num_windows: int, seed: int, epoch: int, rank: int = 0, world_size: int = 1) -> Int[np.ndarray, " n"]:
