@@ -54,6 +54,16 @@ LEFT_IRIS = (473, 474, 475, 476, 477)
 EYE_CORNERS = ((362, 263), (33, 133))
 """(one corner, other corner) of the left and the right eye."""
 
+MESH_OF_68 = (
+    127, 234, 132, 58, 172, 136, 149, 176, 152, 400, 378, 365, 397, 288, 361, 454, 356,
+    70, 63, 105, 66, 107, 336, 296, 334, 293, 300,
+    168, 197, 5, 4, 98, 97, 2, 326, 327,
+    33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380,
+    61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181,
+    78, 82, 13, 312, 308, 317, 14, 87,
+)  # fmt: skip
+"""The mesh's landmark at each of the 68: jaw, brows, nose, eyes, outer lips, inner lips, in the mark-up's order."""
+
 JAW_AXIS = np.array([0.0, 0.003, 0.015])
 """A point on the line through both jaw joints, which runs along x."""
 

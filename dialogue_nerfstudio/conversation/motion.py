@@ -50,6 +50,9 @@ EXPRESSION_NAMES: Tuple[str, ...] = (
 )
 """The named fields of B_exp, in the order of `Motion.expression`; left and right are the person's."""
 
+MOUTH_NAMES = EXPRESSION_NAMES[: EXPRESSION_NAMES.index("lip_roll_in") + 1]
+"""The coefficients of jaw and lips: what speech moves."""
+
 _ARRAYS = ("head_pose", "expression", "blink", "gaze", "expression_residual")
 
 

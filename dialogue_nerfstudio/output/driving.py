@@ -18,11 +18,10 @@ from scipy.spatial.transform import Rotation, Slerp
 from dialogue_nerfstudio.conversation.conversation import SAMPLE_RATE, Conversation, load_conversation
 from dialogue_nerfstudio.conversation.errors import DialogueError
 from dialogue_nerfstudio.conversation.files import read_npz
-from dialogue_nerfstudio.conversation.motion import EXPRESSION_NAMES, Motion
+from dialogue_nerfstudio.conversation.motion import MOUTH_NAMES, Motion
 from dialogue_nerfstudio.conversation.roles import SpeechSegment, read_rttm, segments_to_frames
 
-MOUTH_NAMES = EXPRESSION_NAMES[: EXPRESSION_NAMES.index("lip_roll_in") + 1]
-"""The coefficients of jaw and lips: what speech moves."""
+
 
 
 @dataclass

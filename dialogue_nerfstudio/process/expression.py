@@ -37,6 +37,7 @@ from dialogue_nerfstudio.conversation.expression_basis import (
     eye_centers,
     mean_face,
 )
+from dialogue_nerfstudio.conversation.least_squares import bounded_least_squares
 from dialogue_nerfstudio.process.head_pose import HeadTrack, projection_jacobian, whittaker_smooth
 from dialogue_nerfstudio.process.landmarks import LandmarkTrack, fill_gaps
 
@@ -124,37 +125,6 @@ def frontal_positions(
     origins = -(head.translations[:, None] @ head.rotations)
     distance = (head.shape[:, 2] - origins[..., 2]) / rays[..., 2]
     return origins[..., :2] + distance[..., None] * rays[..., :2]
-
-
-def bounded_least_squares(
-    hessian: Float[np.ndarray, "batch n n"],
-    gradient: Float[np.ndarray, "batch n"],
-    lower: float,
-    upper: float,
-    sweeps: int = 60,
-) -> Float[np.ndarray, "batch n"]:
-    """argmin ½ cᵀHc − gᵀc with lower ≤ c ≤ upper for many small problems at once: the free minimum where it lies
-    inside, else coordinate descent from there."""
-    free = np.linalg.solve(hessian, gradient[..., None])[..., 0]
-    solution = np.clip(free, lower, upper)
-    outside = (solution != free).any(axis=1)
-    if outside.any():
-        solution[outside] = _coordinate_descent(
-            hessian[outside], gradient[outside], solution[outside], lower, upper, sweeps
-        )
-    return solution
-
-
-def _coordinate_descent(hessian, gradient, solution, lower, upper, sweeps) -> np.ndarray:
-    diagonal = np.einsum("bnn->bn", hessian)
-    for _ in range(sweeps):
-        before = solution.copy()
-        for i in range(gradient.shape[1]):
-            rest = gradient[:, i] - np.einsum("bn,bn->b", hessian[:, i], solution) + diagonal[:, i] * solution[:, i]
-            solution[:, i] = np.clip(rest / diagonal[:, i], lower, upper)
-        if np.abs(solution - before).max() < 1e-4:
-            break
-    return solution
 
 
 def fit_expression(

@@ -27,10 +27,10 @@ from dialogue_nerfstudio.conversation.conversation import (
 from dialogue_nerfstudio.conversation.errors import DialogueError
 from dialogue_nerfstudio.conversation.expression_basis import ExpressionBasis, expression_basis
 from dialogue_nerfstudio.conversation.files import read_npz, write_npz
+from dialogue_nerfstudio.conversation.least_squares import bounded_least_squares
 from dialogue_nerfstudio.conversation.motion import Motion
 from dialogue_nerfstudio.process.expression import (
     EXPRESSION_NOISE,
-    bounded_least_squares,
     fit_geometry,
     landmark_weights,
     measure_face,

@@ -20,13 +20,13 @@ from torch import nn
 
 from dialogue_nerfstudio.cli.main import main
 from dialogue_nerfstudio.conversation import DialogueError, load_conversation
-from dialogue_nerfstudio.conversation.expression_basis import expression_basis, eye_centers, mirror_pairs
+from dialogue_nerfstudio.conversation.expression_basis import MESH_OF_68, expression_basis, eye_centers, mirror_pairs
 from dialogue_nerfstudio.process import diarization, faces, labels, pipeline
 from dialogue_nerfstudio.process.expression import eye_aspect_ratio, measure_face
 from dialogue_nerfstudio.process.head_pose import track_head
 from dialogue_nerfstudio.process.landmarks import LandmarkTrack, bridged
 from dialogue_nerfstudio.process.trackers import TRACKERS, TrackerConfig, fan, lacks_sentence, make_tracker
-from dialogue_nerfstudio.process.trackers.points68 import MESH_OF_68, carry_matrix, lift_68, measured_by_68
+from dialogue_nerfstudio.process.trackers.points68 import carry_matrix, lift_68, measured_by_68
 
 SIZE = 256
 

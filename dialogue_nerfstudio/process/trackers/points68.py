@@ -14,7 +14,12 @@ from typing import Tuple
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
-from dialogue_nerfstudio.conversation.expression_basis import ExpressionBasis, expression_basis, mean_face
+from dialogue_nerfstudio.conversation.expression_basis import (
+    MESH_OF_68,
+    ExpressionBasis,
+    expression_basis,
+    mean_face,
+)
 from dialogue_nerfstudio.process.expression import fit_expression, weights_of_measured
 from dialogue_nerfstudio.process.head_pose import (
     LANDMARK_NOISE,
@@ -25,16 +30,6 @@ from dialogue_nerfstudio.process.head_pose import (
     projection_jacobian,
 )
 from dialogue_nerfstudio.process.landmarks import LandmarkTrack
-
-MESH_OF_68 = (
-    127, 234, 132, 58, 172, 136, 149, 176, 152, 400, 378, 365, 397, 288, 361, 454, 356,
-    70, 63, 105, 66, 107, 336, 296, 334, 293, 300,
-    168, 197, 5, 4, 98, 97, 2, 326, 327,
-    33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380,
-    61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181,
-    78, 82, 13, 312, 308, 317, 14, 87,
-)  # fmt: skip
-"""The mesh's landmark at each of the 68: jaw, brows, nose, eyes, outer lips, inner lips, in the mark-up's order."""
 
 ROUNDS = 4
 """Turns of pose, expression and identity."""

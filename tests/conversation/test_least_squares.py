@@ -1,0 +1,23 @@
+"""Bounded least squares: the conditions of an optimum hold, with one bound for all or one for each unknown."""
+
+import numpy as np
+
+from dialogue_nerfstudio.conversation.least_squares import bounded_least_squares
+
+
+def test_bounded_least_squares_meets_the_optimality_conditions():
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((50, 12, 6))
+    hessian, gradient = np.swapaxes(a, 1, 2) @ a, rng.standard_normal((50, 6)) * 3
+    solution = bounded_least_squares(hessian, gradient, 0.0, 0.5, sweeps=2000)
+    slope = np.einsum("bij,bj->bi", hessian, solution) - gradient
+    inside = (solution > 1e-9) & (solution < 0.5 - 1e-9)
+    assert np.abs(slope[inside]).max() < 1e-2
+    assert slope[solution <= 1e-9].min() > -1e-2
+    assert slope[solution >= 0.5 - 1e-9].max() < 1e-2
+
+
+def test_each_unknown_may_have_a_bound_of_its_own():
+    hessian, gradient = np.eye(3)[None], np.array([[2.0, 2.0, -2.0]])
+    solution = bounded_least_squares(hessian, gradient, 0.0, np.array([0.5, 1.5, 1.0]))
+    np.testing.assert_allclose(solution, [[0.5, 1.5, 0.0]])
