@@ -22,6 +22,15 @@ def write_wav2lip(path: Path, seed: int = 0, prefix: str = "module.") -> Path:
     return path
 
 
+def write_audio_encoder(path: Path, seed: int = 0) -> Path:
+    """An untrained audio encoder of this package's lip-sync model, twelve numbers a code."""
+    from dialogue_nerfstudio.motion.audio_encoder import AudioEncoder, save_audio_encoder
+
+    torch.manual_seed(seed)
+    save_audio_encoder(path, AudioEncoder(8, 12))
+    return path
+
+
 def write_speech_model(folder: Path, kind: str, seed: int = 0, normalises: bool = True, safe: bool = True) -> Path:
     """A HuBERT or wav2vec 2.0 of 16 hidden numbers, saved by transformers."""
     from transformers import HubertConfig, HubertModel, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model

@@ -99,10 +99,10 @@ class Process:
     """Who speaks when, as RTTM; found automatically if not given. Speakers named by participants' ids are taken at
     their word; under other names they are voices, given to the faces whose lips follow them."""
     audio_features: tuple[str, ...] = ("mel", "prosody")
-    """What avatars can hear, to be chosen when training: mel, prosody, wav2lip, hubert, wav2vec2."""
+    """What avatars can hear, to be chosen when training: mel, mfcc, prosody, wav2lip, contrastive, hubert, wav2vec2."""
     audio_weights: tuple[str, ...] = ()
-    """Where their networks are, KIND=PATH each: wav2lip=wav2lip.pth, hubert=FOLDER; hubert and wav2vec2 are downloaded
-    if not given."""
+    """Where their networks are, KIND=PATH each: wav2lip=wav2lip.pth, contrastive=config.yml of a run of `ns-train
+    dialogue-lip-sync`, hubert=FOLDER; hubert and wav2vec2 are downloaded if not given."""
     diarizer: Literal["default", "pyannote"] = "default"
     """Who tells voices apart: this package, or pyannote.audio, once `ns-dialogue install-pyannote` has built its
     environment."""

@@ -48,8 +48,8 @@ class Render:
     rttm: Optional[Path] = None
     """Who speaks when in --audio, as RTTM with the participants' ids as speakers."""
     audio_weights: Optional[str] = None
-    """Where the network is that hears --audio for avatars trained with wav2lip, hubert or wav2vec2; where it was when
-    the feature was made if not given."""
+    """Where the network is that hears --audio for avatars trained with wav2lip, contrastive, hubert or wav2vec2; where
+    it was when the feature was made if not given."""
     drive: Optional[Literal["role", "audio", "expression"]] = None
     """What moves the faces: by role (audio for who speaks, expression for who listens), audio, or expression; as
     trained if not given."""

@@ -30,12 +30,15 @@ def bounded_least_squares(
 
 
 def _coordinate_descent(hessian, gradient, solution, lower, upper, sweeps) -> np.ndarray:
-    diagonal = np.einsum("bnn->bn", hessian)
+    # Each problem stops by itself, so that its solution does not depend on which others are solved beside it.
+    solution, going = solution.copy(), np.arange(len(solution))
     for _ in range(sweeps):
-        before = solution.copy()
+        before, part, rows = solution[going], solution[going], hessian[going]
         for i in range(gradient.shape[1]):
-            rest = gradient[:, i] - np.einsum("bn,bn->b", hessian[:, i], solution) + diagonal[:, i] * solution[:, i]
-            solution[:, i] = np.clip(rest / diagonal[:, i], lower[i], upper[i])
-        if np.abs(solution - before).max() < 1e-4:
+            slope = gradient[going, i] - np.einsum("bn,bn->b", rows[:, i], part) + rows[:, i, i] * part[:, i]
+            part[:, i] = np.clip(slope / rows[:, i, i], lower[i], upper[i])
+        solution[going] = part
+        going = going[np.abs(part - before).max(axis=1) >= 1e-4]
+        if not len(going):
             break
     return solution

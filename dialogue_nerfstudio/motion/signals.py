@@ -2,15 +2,15 @@
 
 Conventions. P participants, T frames at 25 fps; frame t shows the time (t + 0.5) / fps. A *track* is one participant's
 sound alone: recorded apart, a channel of a stereo file, or the mix where that participant speaks and silence elsewhere
-(`process.participant_audio`). Mel steps are 12.5 ms apart (`process.audio_features.mel_spectrogram`), so a frame
-has 3.2 of them: `mel_windows` cuts the 200 ms around a frame exactly as the feature `mel` of a conversation does.
+(`process.participant_audio`). Mel steps are 12.5 ms apart (`process.audio_features.mel_spectrogram`), so a frame has
+3.2 of them: `mel_windows` cuts the 200 ms around a frame exactly as the feature `mel` of a conversation does.
 """
 
 from dataclasses import dataclass, replace
 from typing import Sequence, Tuple
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Int
 
 MEL_RATE = 80.0
 """Mel steps a second."""
@@ -53,16 +53,20 @@ class MotionSignals:
         )
 
 
+def window_steps(frames: Sequence[int], fps: float = 25.0) -> Int[np.ndarray, "n 16"]:
+    """The mel steps of the 200 ms around the centres of the named frames, counted from frame 0's beginning.
+
+    A window's middle, between its steps 7 and 8, is the step boundary nearest to (t + 0.5) / fps (DialogueNeRF 4.1).
+    """
+    centre = (np.asarray(frames) + 0.5) / fps * MEL_RATE
+    return np.round(centre - (MEL_STEPS - 1) / 2).astype(int)[:, None] + np.arange(MEL_STEPS)
+
+
 def mel_windows(
     mel: Float32[np.ndarray, "... S 80"], frames: Sequence[int], fps: float = 25.0
 ) -> Float32[np.ndarray, "... n 16 80"]:
-    """The 200 ms of spectrogram around the centres of the named frames; outside of what is there it is silent (−1).
-
-    The window's middle, between steps 7 and 8, is the step boundary nearest to (t + 0.5) / fps (DialogueNeRF 4.1).
-    """
-    centre = (np.asarray(frames) + 0.5) / fps * MEL_RATE
-    first = np.round(centre - (MEL_STEPS - 1) / 2).astype(int)
-    steps = first[:, None] + np.arange(MEL_STEPS)
+    """The spectrogram in `window_steps` of the named frames; outside of what is there it is silent (−1)."""
+    steps = window_steps(frames, fps)
     inside = (steps >= 0) & (steps < mel.shape[-2])
     windows = mel[..., np.clip(steps, 0, mel.shape[-2] - 1), :]
     return np.where(inside[..., None], windows, np.float32(-1.0))

@@ -30,8 +30,8 @@ class ConversationDataParserConfig(DataParserConfig):
     resolution: Optional[int] = None
     """Pixels of the longer side of the frames to train on; None for 512 with CUDA and 128 without."""
     audio_feature: str = "mel"
-    """What the avatars hear: the name of a file in the conversation's features/, such as mel, wav2lip, hubert,
-    wav2vec2 or prosody; `ns-dialogue features` makes them."""
+    """What the avatars hear: the name of a file in the conversation's features/, such as mel, mfcc, wav2lip,
+    contrastive, hubert, wav2vec2 or prosody; `ns-dialogue features` makes them."""
     eval_fraction: Optional[float] = None
     """Share of the frames, at the end, that is held out; None for the split stored in the conversation."""
     eval_interval: int = 1

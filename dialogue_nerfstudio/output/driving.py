@@ -22,8 +22,6 @@ from dialogue_nerfstudio.conversation.motion import MOUTH_NAMES, Motion
 from dialogue_nerfstudio.conversation.roles import SpeechSegment, read_rttm, segments_to_frames
 
 
-
-
 @dataclass
 class Driving:
     """What drives one render."""

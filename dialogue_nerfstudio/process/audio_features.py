@@ -18,6 +18,7 @@ from dialogue_nerfstudio.conversation.acoustics import (
     exactly,
     mel_features,
     mel_spectrogram,
+    mfcc_features,
     prosody_features,
 )
 from dialogue_nerfstudio.conversation.errors import DialogueError
@@ -30,6 +31,7 @@ __all__ = [
     "load_audio",
     "mel_features",
     "mel_spectrogram",
+    "mfcc_features",
     "mix_tracks",
     "prosody_features",
     "save_wav",

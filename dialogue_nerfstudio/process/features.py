@@ -17,15 +17,15 @@ from jaxtyping import Float, Float32
 from dialogue_nerfstudio.conversation.conversation import Conversation
 from dialogue_nerfstudio.conversation.errors import DialogueError
 from dialogue_nerfstudio.conversation.files import read_npz, write_npz
-from dialogue_nerfstudio.process.audio_features import at_16k, exactly, mel_features, prosody_features
+from dialogue_nerfstudio.process.audio_features import at_16k, exactly, mel_features, mfcc_features, prosody_features
 
-FEATURE_KINDS = ("mel", "prosody", "wav2lip", "hubert", "wav2vec2")
+FEATURE_KINDS = ("mel", "mfcc", "prosody", "wav2lip", "contrastive", "hubert", "wav2vec2")
 """Every audio feature that can be made."""
 
 DEFAULT_KINDS = ("mel", "prosody")
 """What every conversation has: mel is what avatars hear by default."""
 
-WEIGHTED_KINDS = ("wav2lip", "hubert", "wav2vec2")
+WEIGHTED_KINDS = ("wav2lip", "contrastive", "hubert", "wav2vec2")
 """Those made by a network whose weights the user brings."""
 
 Progress = Callable[[float], None]
@@ -62,7 +62,7 @@ class FeatureExtractor:
         if kind not in FEATURE_KINDS:
             raise DialogueError(f"There is no audio feature '{kind}'; choose one of {', '.join(FEATURE_KINDS)}.")
         self.kind = kind
-        self._network: Any = None
+        self.network: Any = None
         self._normalises = False
         if kind == "wav2lip":
             if weights is None:
@@ -72,17 +72,27 @@ class FeatureExtractor:
                 )
             from dialogue_nerfstudio.process.wav2lip import load_wav2lip
 
-            self._network = load_wav2lip(Path(weights))
+            self.network = load_wav2lip(Path(weights))
+        elif kind == "contrastive":
+            if weights is None:
+                raise DialogueError(
+                    "The audio feature 'contrastive' needs a trained audio encoder: give the config.yml, checkpoint or "
+                    ".safetensors file of a run of `ns-train dialogue-lip-sync` with --weights (in process: "
+                    "--audio-weights contrastive=PATH)."
+                )
+            from dialogue_nerfstudio.motion.audio_encoder import load_audio_encoder
+
+            self.network = load_audio_encoder(Path(weights))
         elif kind in WEIGHTED_KINDS:
             from dialogue_nerfstudio.process.speech_models import PUBLISHED, load_speech_model
 
-            self._network, self._normalises = load_speech_model(kind, weights)
+            self.network, self._normalises = load_speech_model(kind, weights)
             weights = weights or PUBLISHED[kind]
         elif weights is not None:
             raise DialogueError(f"The audio feature '{kind}' has no weights: leave out {weights}.")
         if weights is not None and Path(weights).exists():
             weights = str(Path(weights).resolve())
-        fingerprint = None if self._network is None else _fingerprint(self._network)
+        fingerprint = None if self.network is None else _fingerprint(self.network)
         self.origin = FeatureOrigin(kind, weights, fingerprint)
 
     def rows(
@@ -97,17 +107,23 @@ class FeatureExtractor:
         audio = at_16k(audio, sample_rate)
         if self.kind == "mel":
             rows = mel_features(audio, 16_000, num_frames, fps)
+        elif self.kind == "mfcc":
+            rows = mfcc_features(audio, 16_000, num_frames, fps)
         elif self.kind == "prosody":
             rows = prosody_features(audio, 16_000, num_frames, fps)
         elif self.kind == "wav2lip":
             from dialogue_nerfstudio.process.wav2lip import wav2lip_codes
 
-            rows = wav2lip_codes(self._network, mel_features(audio, 16_000, num_frames, fps), progress=progress)
+            rows = wav2lip_codes(self.network, mel_features(audio, 16_000, num_frames, fps), progress=progress)
+        elif self.kind == "contrastive":
+            from dialogue_nerfstudio.motion.audio_encoder import audio_codes
+
+            rows = audio_codes(self.network, mel_features(audio, 16_000, num_frames, fps), progress=progress)
         else:
             from dialogue_nerfstudio.process.speech_models import speech_states
 
             audio = exactly(audio, int(np.ceil(num_frames / fps * 16_000)))
-            rows = speech_states(self._network, self._normalises, audio, num_frames, fps, progress)
+            rows = speech_states(self.network, self._normalises, audio, num_frames, fps, progress)
         progress(1.0)
         return rows.astype(np.float32)
 

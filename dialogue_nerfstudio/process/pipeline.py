@@ -115,9 +115,10 @@ class ProcessConfig:
     """Who speaks when; None finds out by diarization. Speakers named by participants' ids are taken at their word;
     under other names they are voices, given to the faces whose lips follow them."""
     audio_features: Tuple[str, ...] = ("mel", "prosody")
-    """What avatars can hear: mel, prosody, wav2lip, hubert, wav2vec2."""
+    """What avatars can hear: mel, mfcc, prosody, wav2lip, contrastive, hubert, wav2vec2."""
     audio_weights: Tuple[str, ...] = ()
-    """Where their networks are, KIND=PATH each: wav2lip.pth, a folder of transformers' format, or a hub name."""
+    """Where their networks are, KIND=PATH each: wav2lip.pth, a lip-sync run's config.yml, a folder of transformers'
+    format, or a hub name."""
     diarizer: Literal["default", "pyannote"] = "default"
     """Who tells voices apart: this package, or pyannote.audio in an environment of its own (`ns-dialogue
     install-pyannote`)."""
@@ -244,10 +245,11 @@ def feature_options(config: ProcessConfig) -> Tuple[Tuple[str, ...], Dict[str, s
     idle = [kind for kind in weights if kind not in kinds]
     if idle:
         raise DialogueError(f"Weights were given for '{idle[0]}', which is not made: add it to --audio-features.")
-    if "wav2lip" in kinds and "wav2lip" not in weights:
-        raise DialogueError(
-            "The audio feature wav2lip needs its weights: give --audio-weights wav2lip=PATH of wav2lip.pth."
-        )
+    for kind, file in (("wav2lip", "wav2lip.pth"), ("contrastive", "a lip-sync run's config.yml")):
+        if kind in kinds and kind not in weights:
+            raise DialogueError(
+                f"The audio feature {kind} needs its weights: give --audio-weights {kind}=PATH of {file}."
+            )
     return kinds, weights
 
 

@@ -21,3 +21,12 @@ def test_each_unknown_may_have_a_bound_of_its_own():
     hessian, gradient = np.eye(3)[None], np.array([[2.0, 2.0, -2.0]])
     solution = bounded_least_squares(hessian, gradient, 0.0, np.array([0.5, 1.5, 1.0]))
     np.testing.assert_allclose(solution, [[0.5, 1.5, 0.0]])
+
+
+def test_a_solution_does_not_depend_on_those_beside_it():
+    rng = np.random.default_rng(1)
+    a = rng.standard_normal((20, 12, 6)) * np.linspace(0.1, 1, 20)[:, None, None]
+    hessian, gradient = np.swapaxes(a, 1, 2) @ a, rng.standard_normal((20, 6)) * 3
+    whole = bounded_least_squares(hessian, gradient, 0.0, 0.5)
+    alone = [bounded_least_squares(hessian[i : i + 1], gradient[i : i + 1], 0.0, 0.5)[0] for i in range(20)]
+    np.testing.assert_allclose(whole, alone, atol=1e-12)

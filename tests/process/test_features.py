@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from speech_weights import write_speech_model, write_wav2lip
+from speech_weights import write_audio_encoder, write_speech_model, write_wav2lip
 from tiny_conversation import write_tiny_conversation
 
 from dialogue_nerfstudio.conversation import DialogueError, load_conversation
 from dialogue_nerfstudio.conversation.files import read_npz, write_npz
+from dialogue_nerfstudio.motion.audio_encoder import load_audio_encoder
 from dialogue_nerfstudio.process import speech_models
 from dialogue_nerfstudio.process.audio_features import mel_features
 from dialogue_nerfstudio.process.features import (
@@ -36,13 +37,15 @@ def weights(tmp_path_factory):
         "wav2lip": str(write_wav2lip(folder / "wav2lip.pth")),
         "hubert": str(write_speech_model(folder / "hubert", "hubert")),
         "wav2vec2": str(write_speech_model(folder / "wav2vec2", "wav2vec2", safe=False)),
+        "contrastive": str(write_audio_encoder(folder / "encoder.safetensors")),
     }
 
 
-@pytest.mark.parametrize("kind", ["mel", "prosody", "wav2lip", "hubert", "wav2vec2"])
+@pytest.mark.parametrize("kind", ["mel", "mfcc", "prosody", "wav2lip", "contrastive", "hubert", "wav2vec2"])
 @pytest.mark.parametrize("seconds", [0.01, 1.0, 3.0])
 def test_always_exactly_the_asked_rows(weights, kind, seconds):
-    row = {"mel": (16, 80), "prosody": (2,), "wav2lip": (512,), "hubert": (16,), "wav2vec2": (16,)}[kind]
+    sizes = {"mfcc": (16, 13), "prosody": (2,), "wav2lip": (512,), "contrastive": (12,)}
+    row = {"mel": (16, 80), **sizes, "hubert": (16,), "wav2vec2": (16,)}[kind]
     feature = FeatureExtractor(kind, weights.get(kind)).feature(noise(seconds), 16_000, 37)
     assert feature.rows.shape == (37, *row) and feature.silence.shape == row
     assert feature.rows.dtype == np.float32 and np.isfinite(feature.rows).all() and np.isfinite(feature.silence).all()
@@ -66,6 +69,23 @@ def test_wav2lips_codes_are_its_layers_applied_to_four_times_the_mel(weights):
     codes = FeatureExtractor("wav2lip", weights["wav2lip"]).rows(noise(1.0), 16_000, 25, 25.0)
     np.testing.assert_allclose(codes, signal.flatten(1).numpy(), atol=1e-4)
     assert signal.shape[1:] == (512, 1, 1)
+
+
+def test_mfcc_are_the_cosine_transform_of_mel():
+    mel, mfcc = mel_features(noise(1.0), 16_000, 25), FeatureExtractor("mfcc").rows(noise(1.0), 16_000, 25, 25.0)
+    bands = np.arange(80)
+    for number in (0, 1, 12):
+        wave = np.cos(np.pi * number * (bands + 0.5) / 80) * np.sqrt((1 if number == 0 else 2) / 80)
+        np.testing.assert_allclose(mfcc[..., number], mel @ wave, atol=1e-4)
+
+
+def test_contrastive_rows_are_the_encoders_codes_of_mel_windows(weights):
+    audio = noise(1.0)
+    feature = FeatureExtractor("contrastive", weights["contrastive"]).feature(audio, 16_000, 25)
+    encoder = load_audio_encoder(Path(weights["contrastive"]))
+    expected = encoder(torch.from_numpy(mel_features(audio, 16_000, 25)))
+    np.testing.assert_allclose(feature.rows, expected, atol=1e-5)
+    np.testing.assert_allclose(feature.silence, encoder(torch.full((1, 16, 80), -1.0))[0], atol=1e-5)
 
 
 def test_a_bare_state_dict_of_wav2lip_is_taken_too(tmp_path, weights):
@@ -113,7 +133,7 @@ def test_stored_features_know_what_made_them_and_hear_new_sound_alike(tmp_path, 
     root = write_tiny_conversation(tmp_path / "c")
     conversation = load_conversation(root)
     audio, rate = conversation.audio()
-    for kind in ("wav2lip", "hubert"):
+    for kind in ("wav2lip", "contrastive", "hubert"):
         write_feature(root, FeatureExtractor(kind, weights[kind]).feature(audio, rate, 24))
         assert recorded_origin(conversation, kind).weights == weights[kind]
         again = features_of_new_sound(conversation, kind, audio, rate, 24)
@@ -147,6 +167,10 @@ def test_bad_weights_are_one_clear_sentence(tmp_path, weights, monkeypatch):
         FeatureExtractor("deepspeech")
     with pytest.raises(DialogueError, match="wav2lip=PATH"):
         FeatureExtractor("wav2lip")
+    with pytest.raises(DialogueError, match="contrastive=PATH"):
+        FeatureExtractor("contrastive")
+    with pytest.raises(DialogueError, match="does not hold the audio encoder of a lip-sync model"):
+        FeatureExtractor("contrastive", weights["wav2lip"])
     with pytest.raises(DialogueError, match="has no weights"):
         FeatureExtractor("mel", "x.pth")
     with pytest.raises(DialogueError, match=r"no file .*gone\.pth"):
