@@ -11,6 +11,8 @@ from nerfstudio.configs.base_config import LoggingConfig, ViewerConfig
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
+from dialogue_nerfstudio.motion.face_codes import FaceCodesConfig
+from dialogue_nerfstudio.motion.lip_sync import LipSyncConfig
 from dialogue_nerfstudio.motion.model import MotionModelConfig
 from dialogue_nerfstudio.motion.pose_tcn import PoseTcnConfig
 from dialogue_nerfstudio.motion.training.datamanager import MotionDataManagerConfig
@@ -78,5 +80,23 @@ dialogue_pose_tcn = MethodSpecification(
     description="Head poses of speaker and listener from sound and each other's poses (DialogueNeRF 4.1).",
 )
 
-METHODS = {spec.config.method_name: spec for spec in (dialogue_pose_tcn,)}
+dialogue_face_codes = MethodSpecification(
+    config=motion_method(
+        "dialogue-face-codes", FaceCodesConfig(), steps=600, learning_rate=6e-3, windows_per_batch=16, max_norm=None
+    ),
+    description="A mouth code and an eye code of each face that do not move what is the other's (DFA-NeRF 3.2).",
+)
+
+dialogue_lip_sync = MethodSpecification(
+    config=motion_method(
+        "dialogue-lip-sync",
+        LipSyncConfig(),
+        steps=600,
+        windows_per_batch=8,
+        groups={"networks": 1.0, "face_codes": 3.0},
+    ),
+    description="Audio codes in step with lips, and mouths from sound (DFA-NeRF 3.3).",
+)
+
+METHODS = {spec.config.method_name: spec for spec in (dialogue_pose_tcn, dialogue_face_codes, dialogue_lip_sync)}
 """By the name that ns-train knows."""
