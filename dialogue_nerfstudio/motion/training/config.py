@@ -13,6 +13,7 @@ from nerfstudio.plugins.types import MethodSpecification
 
 from dialogue_nerfstudio.motion.face_codes import FaceCodesConfig
 from dialogue_nerfstudio.motion.lip_sync import LipSyncConfig
+from dialogue_nerfstudio.motion.gp_vae import GpVaeConfig
 from dialogue_nerfstudio.motion.model import MotionModelConfig
 from dialogue_nerfstudio.motion.pose_tcn import PoseTcnConfig
 from dialogue_nerfstudio.motion.training.datamanager import MotionDataManagerConfig
@@ -98,5 +99,13 @@ dialogue_lip_sync = MethodSpecification(
     description="Audio codes in step with lips, and mouths from sound (DFA-NeRF 3.3).",
 )
 
-METHODS = {spec.config.method_name: spec for spec in (dialogue_pose_tcn, dialogue_face_codes, dialogue_lip_sync)}
+dialogue_gp_vae = MethodSpecification(
+    config=motion_method("dialogue-gp-vae", GpVaeConfig(), steps=1500, windows_per_batch=16),
+    description="Personal head motion and blinks from sound, sampled from a Gaussian process (DFA-NeRF 3.4).",
+)
+
+METHODS = {
+    spec.config.method_name: spec
+    for spec in (dialogue_pose_tcn, dialogue_face_codes, dialogue_lip_sync, dialogue_gp_vae)
+}
 """By the name that ns-train knows."""

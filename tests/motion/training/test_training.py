@@ -10,6 +10,8 @@ from motion_stand_in import InventedWindows
 from nerfstudio.utils import eval_utils, writer
 
 from dialogue_nerfstudio.conversation import DialogueError
+from dialogue_nerfstudio.motion.gp_vae import GpVaeConfig
+from dialogue_nerfstudio.motion.gp_vae_generator import GpVaeGenerator
 from dialogue_nerfstudio.motion.pose_tcn import PoseTcnConfig
 from dialogue_nerfstudio.motion.tcn import TcnConfig
 from dialogue_nerfstudio.motion.training.config import METHODS, motion_method
@@ -177,3 +179,17 @@ def test_configs_are_read_back(name):
     config = copy.deepcopy(METHODS[name].config)
     config.save_config()
     assert read_motion_config(config.get_base_dir() / "config.yml") == config
+
+
+def test_gp_vae_trains_both_stages_and_generates_from_its_checkpoint(tmp_path):
+    model = GpVaeConfig(
+        window_frames=50, beginning_frames=15, width=8, latent_size=4, layers=1, cross_modal_layers=1, latent_steps=2
+    )
+    config = motion_method("dialogue-gp-vae", model, steps=4, windows_per_batch=4)
+    config.machine = MotionMachineConfig(device_type="cpu")
+    config.pipeline.datamanager.data = Path("invented")
+    config.save_config()
+    config_path = train(config)
+    read, generator = load_generator(config_path, "cpu")
+    assert read.pipeline.model == model and read.load_step == 3
+    assert isinstance(generator, GpVaeGenerator) and generator.model.blinks.frames > 0
