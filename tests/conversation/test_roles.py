@@ -11,6 +11,7 @@ from dialogue_nerfstudio.conversation import (
     segments_to_frames,
     write_rttm,
 )
+from dialogue_nerfstudio.conversation.roles import partner_of
 
 
 def test_rttm_round_trip_is_sorted(tmp_path):
@@ -48,3 +49,15 @@ def test_frames_to_segments_inverts_segments_to_frames():
 def test_unknown_speaker():
     with pytest.raises(DialogueError, match=r"'zoe'.*use a, b"):
         segments_to_frames([SpeechSegment(0, 1, "zoe")], ["a", "b"], 10, 25)
+
+
+def test_partners_are_who_else_speaks():
+    speaking = np.zeros((3, 12), bool)
+    speaking[1, 2:5] = True
+    speaking[2, 4:6] = True
+    speaking[0, 7:9] = True
+    # Before anybody else has spoken the first who will; two at once: who began last; in a pause the last who spoke.
+    assert partner_of(speaking, 0).tolist() == [1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2]
+    assert partner_of(speaking, 1).tolist() == [2, 2, 2, 2, 2, 2, 2, 0, 0, 0, 0, 0]
+    assert partner_of(speaking[:2], 0).tolist() == [1] * 12
+    assert partner_of(speaking[:1], 0).tolist() == [-1] * 12

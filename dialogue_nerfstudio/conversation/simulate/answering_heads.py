@@ -116,6 +116,21 @@ def accent_drive(prosody: Float[np.ndarray, "T 2"]) -> Float[np.ndarray, " T"]:
     return lfilter(gamma_kernel(0.05) - gamma_kernel(0.20), [1.0], loudness(prosody)) / _ACCENT_DEVIATION
 
 
+def sound_answer(
+    drive: Float[np.ndarray, " T"], role: Float[np.ndarray, " T"], style: PersonStyle
+) -> Float[np.ndarray, "T 3"]:
+    """What a listener makes of a partner's sound drive S, without nods."""
+    answer = delayed(drive, style.latency)[:, None] * style.sound_gain * _SOUND_COLUMNS * np.array(style.amplitude)
+    return (1.0 - role)[:, None] * answer
+
+
+def motion_drive(rotation: Float[np.ndarray, "T 3"], role: Float[np.ndarray, " T"]) -> Float[np.ndarray, "T 3"]:
+    """M of the module's docstring, of one person's rotation and smoothed role w̄."""
+    steps = role[:, None] * np.diff(rotation, axis=0, prepend=rotation[:1])
+    kernel = np.cumsum(gamma_kernel(0.10) - gamma_kernel(0.35))
+    return lfilter(kernel, [1.0], steps, axis=0) / _MOTION_DEVIATION
+
+
 def nods(prosody: Float[np.ndarray, "T 2"], style: PersonStyle) -> Float[np.ndarray, " T"]:
     """The nods with which a person answers a track, radians of looking down, where they only listen."""
     level = loudness(prosody)
@@ -155,15 +170,12 @@ def move_heads(
     from_sound = np.zeros((num_people, num_frames, 3))
     noise = np.zeros((num_people, num_frames, 3))
     for person, style in enumerate(styles):
-        own = accent_drive(prosody[person])
-        from_sound[person] = (role[person] * delayed(own, 1))[:, None] * style.accent_gain * _ACCENT_COLUMNS
+        accents = delayed(accent_drive(prosody[person]), 1)[:, None] * style.accent_gain * _ACCENT_COLUMNS
+        from_sound[person] = role[person][:, None] * accents * amplitude[person]
         partner = partners[person]
         if partner[0] >= 0:
             heard = prosody[partner, np.arange(num_frames)]
-            answer = (delayed(sound_drive(heard), style.latency))[:, None] * style.sound_gain * _SOUND_COLUMNS
-            from_sound[person] += (1.0 - role[person])[:, None] * answer
-        from_sound[person] *= amplitude[person]
-        if partner[0] >= 0:
+            from_sound[person] += sound_answer(sound_drive(heard), role[person], style)
             from_sound[person, :, 0] += (1.0 - role[person]) * nods(heard, style)
         for column in range(3):
             slow, fast = (stationary_noise(num_frames, seconds, rng) for seconds in (0.7, 0.2))

@@ -6,12 +6,18 @@ on how many hours are asked for nor on the number of processes. So the same comm
 
 import hashlib
 import json
+import multiprocessing
+import multiprocessing.connection
 import os
+import signal
+import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
 
 import numpy as np
 
@@ -178,23 +184,9 @@ def simulate_motion_hours(
     done = len(entries) - len(missing)
     report = progress or (lambda done, total: None)
     report(done, len(entries))
-    workers = min(workers or len(os.sched_getaffinity(0)), max(len(missing), 1))
-    if workers == 1:
-        for number in missing:
-            simulate_shard(config, entries[number], number, output)
-            done += 1
-            report(done, len(entries))
-    else:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            futures = [pool.submit(simulate_shard, config, entries[number], number, output) for number in missing]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    done += 1
-                    report(done, len(entries))
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+    for _ in _simulated(config, entries, missing, output, min(workers or os.cpu_count() or 1, max(len(missing), 1))):
+        done += 1
+        report(done, len(entries))
     everybody = [draw_style(person, config.seed) for person in range(config.num_people)]
     manifest = MotionManifest(
         seed=config.seed,
@@ -209,18 +201,81 @@ def simulate_motion_hours(
     return manifest
 
 
+def _simulated(
+    config: MotionHoursConfig, entries: List[ShardEntry], missing: List[int], output: Path, workers: int
+) -> Iterator[None]:
+    """Simulates what is missing; yields as each is written."""
+    if workers == 1:
+        for number in missing:
+            simulate_shard(config, entries[number], number, output)
+            yield
+        return
+    with (
+        _one_thread_each(),
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin_worker) as pool,
+    ):
+        futures = [pool.submit(simulate_shard, config, entries[number], number, output) for number in missing]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield
+        except BrokenProcessPool as error:
+            raise DialogueError(
+                f"one of the {workers} processes that simulate into {output} was killed, perhaps for want of memory; "
+                "run the same command again, it goes on where it stopped, with fewer --workers if need be."
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes begun within compute on one thread each: there is one for every core already."""
+    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")}
+    os.environ.update(dict.fromkeys(before, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+
+
+def _begin_worker() -> None:
+    # Ctrl-C goes to all of a terminal's processes; the one that started us decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """An orphan would wait for work for ever."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+_OPTION_NAMES = {
+    "recipe": "the program's version",
+    "num_people": "--num-people",
+    "people_per_conversation": "--people-per-conversation",
+    "num_frames": "--seconds, or fewer --hours than eight conversations need",
+    "seed": "--seed",
+}
+
+
 def _check_folder(config: MotionHoursConfig, output: Path) -> None:
     """Refuses a folder that was made with other options."""
     if (output / MANIFEST_NAME).exists():
         options = read_manifest(output).options
-        different = [name for name, value in config.options.items() if options.get(name) != value]
+        different = [_OPTION_NAMES[name] for name, value in config.options.items() if options.get(name) != value]
     else:
         prints = {shard_fingerprint(path) for path in output.glob("shard-*.safetensors")} - {None}
-        different = ["options"] if prints - {config.fingerprint} else []
+        different = ["the options"] if prints - {config.fingerprint} else []
     if different:
         raise DialogueError(
-            f"{output} holds motion that was simulated with other options ({', '.join(different)} differ); "
-            "give the same ones, or another output folder."
+            f"{output} holds motion that was simulated otherwise ({', '.join(different)}); give the same options, or "
+            "another output folder."
         )
 
 
