@@ -12,8 +12,8 @@ from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 from dialogue_nerfstudio.motion.face_codes import FaceCodesConfig
-from dialogue_nerfstudio.motion.lip_sync import LipSyncConfig
 from dialogue_nerfstudio.motion.gp_vae import GpVaeConfig
+from dialogue_nerfstudio.motion.lip_sync import LipSyncConfig
 from dialogue_nerfstudio.motion.model import MotionModelConfig
 from dialogue_nerfstudio.motion.pose_tcn import PoseTcnConfig
 from dialogue_nerfstudio.motion.training.datamanager import MotionDataManagerConfig
