@@ -6,7 +6,7 @@ frame in which the lids begin to move, `LEAD` frames before they are half closed
 closed.
 """
 
-from typing import Optional, Tuple
+from typing import Tuple
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ class BlinkMaker:
     corrected all along so that its mean becomes the person's rate; what it says of *when* stays.
 
     Args:
-        examples: blinks to make, one of which is drawn for each event.
+        examples: blinks to make, one of which is drawn for each event; without any nobody blinks.
         resting: closures of the open eyes.
         rate: the person's blinks a frame.
         expected_density: the mean density to expect before any was seen.
@@ -129,7 +129,7 @@ class BlinkMaker:
         self._seen, self._weight = self._seen * keep + density, self._weight * keep + 1.0
         self._charge += density * self._rate * self._weight / max(self._seen, 1e-9)
         self._since += 1
-        if self._charge < self._threshold or self._since < REFRACTORY:
+        if self._charge < self._threshold or self._since < REFRACTORY or not len(self._examples):
             return False
         self._charge -= self._threshold
         self._threshold, self._since = self._draw_threshold(), 0
@@ -142,10 +142,10 @@ class BlinkMaker:
 def personal_examples(
     closure: Float32[np.ndarray, "T 2"], others: Float32[np.ndarray, "n example 2"], fewest: int = 3
 ) -> Float32[np.ndarray, "m example 2"]:
-    """A person's own blinks from their recording, or others' where it shows fewer than `fewest`."""
+    """A person's own blinks from their recording, or others', if there are any, where it shows fewer than `fewest`."""
     sequence = torch.from_numpy(np.ascontiguousarray(closure))[None]
     own = blink_examples(sequence, blink_starts(sequence))[0].numpy()
-    return own if len(own) >= fewest else others
+    return own if len(own) >= fewest or not len(others) else others
 
 
 def shrunken_rate(events: float, frames: float, mean: float, prior_frames: float = 250.0) -> float:
@@ -184,7 +184,6 @@ class BlinkBank(torch.nn.Module):
         """Blinks a frame over all that was seen."""
         return max(float(self.events / self.frames.clamp_min(1.0)), least)
 
-    def bank(self) -> Optional[Float32[np.ndarray, "n example 2"]]:
-        """The stored blinks, or None where training saw none."""
-        count = min(int(self.stored), self.size)
-        return self.examples[:count].cpu().numpy() if count else None
+    def bank(self) -> Float32[np.ndarray, "n example 2"]:
+        """The stored blinks; none where training saw none."""
+        return self.examples[: min(int(self.stored), self.size)].cpu().numpy()

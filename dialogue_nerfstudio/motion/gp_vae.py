@@ -63,7 +63,7 @@ class GpVaeConfig(MotionModelConfig):
     match_weight: float = 0.02
     """Second stage: of the divergence of the latent distribution from what the encoder makes of the true
     future. Ours: eq. 9 alone drives every deviation to zero, and with it the diversity."""
-    future_weight: float = 0.1
+    future_weight: float = 0.02
     """Second stage: of the future's distance to the truth (eq. 9)."""
     unheard_share: float = 0.1
     """Second stage: share of windows whose sound is withheld, so that the model also knows what to do without."""

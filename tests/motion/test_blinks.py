@@ -102,7 +102,7 @@ def test_blocks_do_not_matter():
 
 def test_bank_counts_and_keeps_the_newest():
     bank = BlinkBank()
-    assert bank.bank() is None
+    assert len(bank.bank()) == 0
     closure = torch.stack([_closure(200, [20, 60, 100]), _closure(200, [50])])
     for _ in range(40):
         bank.collect(closure, blink_starts(closure))
@@ -117,6 +117,14 @@ def test_few_own_blinks_give_way_to_others():
     others = np.ones((1, EXAMPLE, 2), np.float32)
     assert personal_examples(_closure(200, [20]).numpy(), others) is others
     assert len(personal_examples(_closure(200, [20, 60, 100]).numpy(), others)) == 3
+    assert len(personal_examples(_closure(200, [20]).numpy(), others[:0])) == 1
+
+
+def test_nobody_blinks_who_was_never_seen_blinking():
+    none = np.zeros((0, EXAMPLE, 2), np.float32)
+    maker = BlinkMaker(none, np.full(2, 0.1, np.float32), 0.01, 0.01, np.random.default_rng(0))
+    closure, starts = maker.advance(np.full(1000, 0.05, np.float32))
+    assert not starts.any() and closure.max() == pytest.approx(0.1)
 
 
 def test_short_recordings_count_little():
