@@ -121,6 +121,9 @@ class Process:
     """Longest time a face may be out of sight; shorter losses are bridged."""
     joint_fit: bool = False
     """Fit poses, own shape and expressions once more all together, by all landmarks (DialogueNeRF equation 1)."""
+    register_head: bool = True
+    """Make head poses finer by registering the pictures of the face to their mean; without it they come from landmarks
+    alone."""
     face_model: Optional[Literal["shared", "bfm2009", "bfm2017", "flame", "ict"]] = None
     """In which basis expressions are measured; the shared one, or what --face-model-path is, if not given."""
     face_model_path: Optional[Path] = None
@@ -180,6 +183,7 @@ class Process:
             eval_fraction=self.eval_fraction,
             max_lost_seconds=self.max_lost_seconds,
             joint_fit=self.joint_fit,
+            register_head=self.register_head,
             face_model=self.face_model,
             face_model_path=self.face_model_path,
             face_model_landmarks=self.face_model_landmarks,

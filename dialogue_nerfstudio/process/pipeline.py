@@ -5,7 +5,7 @@
     people       who is where in the picture                          (faces)
     crops        one constant-rate video a person                     (faces, decode)
     landmarks    478 points a frame                                   (landmarks)
-    head         own shape, camera, head poses                        (head_pose, clip_fit)
+    head         own shape, camera, head poses                        (head_pose, clip_fit, head_registration)
     expression   shared basis, residual, blink, gaze, mouth           (expression)
     labels       background, torso, neck, head                        (labels)
     background   the plate behind the person                          (background)
@@ -61,6 +61,7 @@ from dialogue_nerfstudio.process.face_models import KINDS, face_basis, model_fil
 from dialogue_nerfstudio.process.faces import crop_size, find_people, write_crops
 from dialogue_nerfstudio.process.given_labels import GivenLabels, label_media
 from dialogue_nerfstudio.process.head_pose import HeadTrack, track_head
+from dialogue_nerfstudio.process.head_registration import register_head
 from dialogue_nerfstudio.process.labels import write_labels
 from dialogue_nerfstudio.process.landmarks import LandmarkTrack, bridged, require_face
 from dialogue_nerfstudio.process.masks import are_given, check_masks, labeller, mask_files
@@ -144,6 +145,8 @@ class ProcessConfig:
     joint_fit: bool = False
     """Fit poses, own shape and expressions once more all together, by all landmarks; without it poses come from the
     landmarks that move with the skull alone."""
+    register_head: bool = True
+    """Make head poses finer by registering the pictures of the face to their mean."""
     face_model: Optional[str] = None
     """In which basis expressions are measured: shared, bfm2009, bfm2017, flame or ict; None is the shared one, or what
     face_model_path is."""
@@ -359,8 +362,13 @@ class Processing:
             self.for_each_person(self.track_head),
             [self.work(f"{i}_head.npz") for i in each] + [self.person(i, "tracking.npz") for i in each],
             needs=["landmarks"],
-            options={"focal": config.focal, "ipd": config.ipd, "joint_fit": config.joint_fit},
-            version=2,
+            options={
+                "focal": config.focal,
+                "ipd": config.ipd,
+                "joint_fit": config.joint_fit,
+                "register_head": config.register_head,
+            },
+            version=3,
         )
         runner.run(
             "expression",
@@ -652,9 +660,11 @@ class Processing:
         track = self.landmarks(participant)
         with FrameReader(self.person(participant, "video.mp4")) as reader:
             width, height = reader.width, reader.height
-        head = track_head(track, width, height, self.config.focal, self.config.ipd)
-        if self.config.joint_fit:
-            head = refine_head(track, head)
+            head = track_head(track, width, height, self.config.focal, self.config.ipd)
+            if self.config.joint_fit:
+                head = refine_head(track, head)
+            if self.config.register_head:
+                head = register_head(reader.iterate(), head, track.visible, progress)
         write_npz(
             self.work(f"{participant}_head.npz"),
             shape=head.shape,

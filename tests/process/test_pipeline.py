@@ -17,6 +17,7 @@ from synthetic_face import rotation_difference, synthetic_face
 
 from dialogue_nerfstudio.cli.main import main
 from dialogue_nerfstudio.conversation import DialogueError, SpeechSegment, load_conversation, write_rttm
+from dialogue_nerfstudio.conversation.expression_basis import face_triangles, mean_face
 from dialogue_nerfstudio.conversation.files import write_json
 from dialogue_nerfstudio.conversation.video import HEAD, LabelWriter
 from dialogue_nerfstudio.process import boxes, diarization, face_mesh, faces, labels, landmarks, pipeline
@@ -33,8 +34,8 @@ def people():
 
 
 def _picture(person, index: int, number: int) -> np.ndarray:
-    """A flat drawing of the person; squares in its top left corner say, and their negatives below, which person and
-    frame it is."""
+    """A drawing of the person, with patches on the skin, which turn with the head; squares in its top left corner say,
+    and their negatives below, which person and frame it is."""
     x = np.linspace(70, 120, SIZE)
     image = np.stack(
         [np.tile(x, (SIZE, 1)), np.tile(x[:, None], (1, SIZE)), np.full((SIZE, SIZE), 90 + 40 * number)], -1
@@ -45,6 +46,11 @@ def _picture(person, index: int, number: int) -> np.ndarray:
     cv2.ellipse(image, (SIZE // 2, SIZE + 12), (SIZE // 2 - 12, SIZE // 3), 0, 0, 360, (30, 30, 60), -1)
     middle = tuple(np.round(center).astype(int).tolist())
     cv2.ellipse(image, middle, (int(0.42 * height), int(0.62 * height)), 0, 0, 360, (200, 160, 140), -1)
+    x, y = 1e3 * mean_face()[face_triangles(), :2].mean(axis=1).T
+    shades = 1.0 + 0.2 * np.sin(0.3 * x + number) * np.sin(0.25 * y)
+    patches = np.round(16 * person.points[index][face_triangles()]).astype(np.int32)
+    for patch, shade in zip(patches, shades, strict=True):
+        cv2.fillConvexPoly(image, patch, [int(shade * value) for value in (200, 160, 140)], shift=4)
     for bit in range(8):
         value = 255 if (number * 64 + index) >> bit & 1 else 0
         image[:8, 8 * bit : 8 * bit + 8] = value
