@@ -6,11 +6,11 @@ is computed from sound is in `conversation.acoustics`.
 
 import wave
 from pathlib import Path
-from typing import Sequence
+from typing import Iterable, Iterator, Sequence
 
 import av
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 
 from dialogue_nerfstudio.conversation.acoustics import (
     SAMPLE_RATE,
@@ -43,7 +43,15 @@ any codec's block and delay."""
 
 
 def load_audio(path: Path, sample_rate: int = SAMPLE_RATE) -> Float[np.ndarray, " num_samples"]:
-    """Decode the first audio track of any media file to mono float32 at `sample_rate`.
+    """Decode the first audio track of any media file to mono float32 at `sample_rate`; see `sound_blocks`."""
+    return np.concatenate([block[0] for block in sound_blocks(path, sample_rate)])
+
+
+def sound_blocks(
+    path: Path, sample_rate: int = SAMPLE_RATE, channels: int = 1
+) -> Iterator[Float32[np.ndarray, "channels num_samples"]]:
+    """The first audio track of any media file, decoded block by block to float32 at `sample_rate`, mixed to 1 or 2
+    channels; memory holds one block.
 
     Where the file also has a video track, sample 0 is the moment of the first video frame: a late track gets silence
     in front, an early one is trimmed.
@@ -55,27 +63,49 @@ def load_audio(path: Path, sample_rate: int = SAMPLE_RATE) -> Float[np.ndarray, 
     path = Path(path)
     if not path.is_file():
         raise DialogueError(f"There is no file {path}: give the path of an audio or video file.")
+    found = False
     try:
         with av.open(str(path)) as container:
-            if not container.streams.audio:
-                raise DialogueError(
-                    f"{path} has no audio track: give a file with sound, or the sound as a file of its own."
-                )
-            samples, first_time = _decode_track(container, container.streams.audio[0], sample_rate)
-            video_start = _video_start(container)
+            stream = _sound_stream(container, path)
+            origin = _video_start(container)
+            for block in _decode_track(container, stream, sample_rate, "mono" if channels == 1 else "stereo", origin):
+                found = True
+                yield block
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
         raise DialogueError(
             f"The sound of {path} cannot be decoded ({error}): re-encode it, for example to WAV, and try again."
         ) from error
-    if samples.size == 0:
+    if not found:
         raise DialogueError(f"The audio track of {path} is empty: give a file that holds sound.")
-    if video_start is not None:
-        samples = _shift(samples, round((first_time - video_start) * sample_rate))
-    return samples
 
 
-def _decode_track(container, stream, sample_rate: int) -> tuple[Float[np.ndarray, " num_samples"], float]:
-    """All samples of one track and the time (s) of the first.
+def sound_channels(path: Path) -> int:
+    """How many channels the first audio track has.
+
+    Raises:
+        DialogueError: the file is missing, is not media, or has no audio track.
+    """
+    if not Path(path).is_file():
+        raise DialogueError(f"There is no file {path}: give the path of an audio or video file.")
+    try:
+        with av.open(str(path)) as container:
+            return _sound_stream(container, path).codec_context.layout.nb_channels
+    except (av.error.FFmpegError, UnicodeDecodeError) as error:
+        raise DialogueError(
+            f"The sound of {path} cannot be decoded ({error}): re-encode it, for example to WAV, and try again."
+        ) from error
+
+
+def _sound_stream(container, path: Path):
+    if not container.streams.audio:
+        raise DialogueError(f"{path} has no audio track: give a file with sound, or the sound as a file of its own.")
+    return container.streams.audio[0]
+
+
+def _decode_track(
+    container, stream, sample_rate: int, layout: str, origin: float | None
+) -> Iterator[Float32[np.ndarray, "channels num_samples"]]:
+    """The samples of one track from the time `origin` (s) on, from its own beginning if None.
 
     Timestamps decide where sound lies: what is missing (a damaged packet, a pause of the recorder) is silence, so that
     the rest stays in time.
@@ -83,31 +113,46 @@ def _decode_track(container, stream, sample_rate: int) -> tuple[Float[np.ndarray
     Raises:
         av.FFmpegError: not a single packet can be decoded.
     """
-    resampler = av.AudioResampler(format="flt", layout="mono", rate=sample_rate)
-    blocks: list[np.ndarray] = []
-    first_time, length = None, 0
+
+    def make_resampler() -> av.AudioResampler:
+        return av.AudioResampler(format="fltp", layout=layout, rate=sample_rate)
+
+    resampler, channels = make_resampler(), 1 if layout == "mono" else 2
+    first_time, length, early = None, 0, 0
     # A damaged timestamp may lie hours away; the container knows how long it is.
     longest = np.inf if container.duration is None else container.duration / av.time_base + 1.0
+
+    def silence(count: int) -> Iterator[np.ndarray]:
+        for start in range(0, count, sample_rate):
+            yield np.zeros((channels, min(sample_rate, count - start)), np.float32)
+
+    def from_origin(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Counts what comes, and leaves out what is before the origin."""
+        nonlocal length, early
+        for block in blocks:
+            length += block.shape[1]
+            dropped = min(early, block.shape[1])
+            early -= dropped
+            if dropped < block.shape[1]:
+                yield block[:, dropped:]
+
     for frame in _surviving_sound(container, stream):
         time = frame.time
         if first_time is None:
             first_time = time or 0.0
+            delay = 0 if origin is None else round((first_time - origin) * sample_rate)
+            yield from silence(delay)
+            early = max(0, -delay)
         elif time is not None and time - first_time < longest:
-            gap = round((time - first_time) * sample_rate) - length
+            due = round((time - first_time) * sample_rate)
             # The resampler holds back some samples; rounding and it stay far below this.
-            if gap > SOUND_GAP * sample_rate:
-                blocks.extend(block.to_ndarray()[0] for block in resampler.resample(None))
-                resampler = av.AudioResampler(format="flt", layout="mono", rate=sample_rate)
-                held = sum(map(len, blocks))
-                blocks.append(np.zeros(max(round((time - first_time) * sample_rate) - held, 0), np.float32))
-                length = sum(map(len, blocks))
-        decoded = [block.to_ndarray()[0] for block in resampler.resample(frame)]
-        blocks.extend(decoded)
-        length += sum(map(len, decoded))
-    if first_time is None:
-        return np.zeros(0, np.float32), 0.0
-    blocks.extend(block.to_ndarray()[0] for block in resampler.resample(None))
-    return np.concatenate(blocks).astype(np.float32), first_time
+            if due - length > SOUND_GAP * sample_rate:
+                yield from from_origin(block.to_ndarray() for block in resampler.resample(None))
+                resampler = make_resampler()
+                yield from from_origin(silence(max(due - length, 0)))
+        yield from from_origin(block.to_ndarray() for block in resampler.resample(frame))
+    if first_time is not None:
+        yield from from_origin(block.to_ndarray() for block in resampler.resample(None))
 
 
 def _surviving_sound(container, stream):
@@ -149,11 +194,7 @@ def sound_end(path: Path) -> float | None:
         raise DialogueError(f"There is no file {path}: give the path of an audio or video file.")
     try:
         with av.open(str(path)) as container:
-            if not container.streams.audio:
-                raise DialogueError(
-                    f"{path} has no audio track: give a file with sound, or the sound as a file of its own."
-                )
-            stream = container.streams.audio[0]
+            stream = _sound_stream(container, path)
             spans = [
                 (float(packet.pts * packet.time_base), float((packet.pts + (packet.duration or 0)) * packet.time_base))
                 for packet in container.demux(stream)
@@ -165,11 +206,6 @@ def sound_end(path: Path) -> float | None:
     if not spans:
         return None
     return max(end for _, end in spans) - (min(start for start, _ in spans) if video_start is None else video_start)
-
-
-def _shift(samples: Float[np.ndarray, " num_samples"], delay: int) -> Float[np.ndarray, " num_shifted"]:
-    """Delay by `delay` samples of silence; a negative delay drops that many."""
-    return np.concatenate([np.zeros(delay, np.float32), samples]) if delay >= 0 else samples[-delay:]
 
 
 def mix_tracks(tracks: Sequence[Float[np.ndarray, " num_samples"]], length: int) -> Float[np.ndarray, " num_samples"]:

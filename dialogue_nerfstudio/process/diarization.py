@@ -15,20 +15,26 @@ import importlib.util
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Callable, Iterator
 
 import librosa
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float32, Int
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from dialogue_nerfstudio.conversation.errors import DialogueError
 from dialogue_nerfstudio.conversation.roles import SpeechSegment
-from dialogue_nerfstudio.process.audio_features import SAMPLE_RATE
+from dialogue_nerfstudio.process.audio_features import SAMPLE_RATE, at_16k
 from dialogue_nerfstudio.process.overlap import OverlapConfig, pure_windows, state_scores, states_of
+from dialogue_nerfstudio.process.sound_source import ArraySound, SoundSource
 
-VAD_STEP = 512 / SAMPLE_RATE
+BLOCK = 60.0
+"""Seconds of sound in memory at once."""
+
+VAD_SAMPLES = 512
+VAD_STEP = VAD_SAMPLES / SAMPLE_RATE
 """Seconds between two speech probabilities: Silero's window at 16 kHz."""
 
 MEL_FFT, MEL_HOP, MEL_BANDS = 400, 160, 40
@@ -64,6 +70,12 @@ class DiarizationConfig:
     """Rounds of Viterbi and centroid re-estimation at most; they stop when the path stays."""
     batch_size: int = 256
     """Windows embedded at once."""
+    max_windows: int = 24_000
+    """Voice embeddings at most, 20 minutes of speech at `hop`: of more speech they are taken further apart, so that
+    hours of sound take bounded memory and time. Turns that follow each other without a pause are then placed that much
+    more coarsely; pauses stay as exact as they were."""
+    max_teaching: int = 3_000
+    """Windows of each voice, drawn at random, that teach what two at once sound like."""
     seed: int = 0
     """Seed of the clustering's starts."""
     overlap: OverlapConfig = field(default_factory=OverlapConfig)
@@ -99,43 +111,119 @@ def diarize(
     Raises:
         DialogueError: silero-vad, or for several speakers Resemblyzer, is not installed.
     """
+    return diarize_source(ArraySound(at_16k(audio, sample_rate)), num_speakers, config)
+
+
+def diarize_source(
+    source: SoundSource,
+    num_speakers: int,
+    config: DiarizationConfig | None = None,
+    progress: Callable[[float], None] = lambda fraction: None,
+) -> list[SpeechSegment]:
+    """`diarize` of sound that need not be in memory.
+
+    Args:
+        source: 16 kHz sound; beyond `BLOCK` seconds only pieces of it are held.
+        num_speakers: how many voices to tell apart.
+        progress: told the fraction done.
+
+    Raises:
+        DialogueError: silero-vad, or for several speakers Resemblyzer, is not installed.
+    """
     if num_speakers < 1:
         raise ValueError(f"num_speakers must be at least 1, not {num_speakers}")
     config = config or DiarizationConfig()
-    audio = np.asarray(audio, np.float32)
-    if sample_rate != SAMPLE_RATE:
-        audio = librosa.resample(audio, orig_sr=sample_rate, target_sr=SAMPLE_RATE)
-    speech = speech_intervals(speech_probability(audio), len(audio) / SAMPLE_RATE, config)
-    if num_speakers == 1 or not speech:
+    speech, voices = find_voices(source, num_speakers, config, progress)
+    if num_speakers == 1 or voices is None:
         return [SpeechSegment(start, end, "voice0") for start, end in speech]
-    times = np.concatenate([np.arange(start + config.hop / 2, end, config.hop) for start, end in speech])
-    if len(times) < num_speakers:
-        return [SpeechSegment(start, end, "voice0") for start, end in speech]
-    encoder = load_voice_encoder()
-    windows = voice_windows(audio, times, config)
-    embeddings = embed_windows(encoder, windows, config)
-    labels = separate_voices(embeddings, num_speakers, config)
+    labels = separate_voices(voices.embeddings, num_speakers, config)
     sounding = np.eye(num_speakers, dtype=bool)[labels]
     if config.overlap.enabled and len(np.unique(labels)) == num_speakers:
+        pure = pure_windows(voices.times, labels, voices.hop, config.overlap.pure_margin)
         scores = state_scores(
-            embeddings,
-            windows,
-            pure_windows(times, labels, config.hop, config.overlap.pure_margin),
-            labels,
-            lambda made: embed_windows(encoder, made, config),
-            config.overlap,
+            voices.embeddings, voices.windows, _thinned(pure, labels, config), labels, voices.embed, config.overlap
         )
         if scores is not None:
             path = viterbi(scores, config.overlap.switch_cost)
             states = np.array([[v in state for v in range(num_speakers)] for state in states_of(num_speakers)])
             sounding = states[path]
-    return label_intervals(speech, times, sounding)
+    return label_intervals(speech, voices.times, sounding)
+
+
+@dataclass
+class VoiceTrack:
+    """The voice embeddings of a sound's speech."""
+
+    times: Float[np.ndarray, " n"]
+    embeddings: Float32[np.ndarray, "n 256"]
+    hop: float
+    """Seconds between two of them."""
+    windows: Callable[[Int[np.ndarray, " k"]], Float32[np.ndarray, "k steps 40"]]
+    """What some of them were embedded from."""
+    embed: Callable[[Float[np.ndarray, "k steps 40"]], Float32[np.ndarray, "k 256"]]
+    """Embeds other windows."""
+
+
+def find_voices(
+    source: SoundSource,
+    num_speakers: int,
+    config: DiarizationConfig,
+    progress: Callable[[float], None] = lambda fraction: None,
+) -> tuple[list[tuple[float, float]], VoiceTrack | None]:
+    """Stretches of speech (s) and the voices in them; no voices where one speaker is asked for or there is less speech
+    than voices.
+
+    Raises:
+        DialogueError: silero-vad, or for several speakers Resemblyzer, is not installed.
+    """
+    share = 1.0 if num_speakers == 1 else 0.3
+    probability = speech_probability(source, lambda fraction: progress(share * fraction))
+    speech = speech_intervals(probability, len(source) / SAMPLE_RATE, config)
+    if num_speakers == 1 or not speech:
+        return speech, None
+    hop = max(config.hop, sum(end - start for start, end in speech) / config.max_windows)
+    times = np.concatenate([np.arange(start + hop / 2, end, hop) for start, end in speech])
+    if len(times) < num_speakers:
+        return speech, None
+    encoder, gain = load_voice_encoder(), voice_gain(source)
+    embeddings = np.empty((len(times), EMBEDDING_SIZE), np.float32)
+    for rows in time_blocks(times):
+        embeddings[rows] = embed_windows(encoder, voice_windows(source, times[rows], config, gain), config)
+        progress(share + (1.0 - share) * (rows[-1] + 1) / len(times))
+
+    def windows(rows: Int[np.ndarray, " k"]) -> Float32[np.ndarray, "k steps 40"]:
+        return np.concatenate(
+            [voice_windows(source, times[rows[block]], config, gain) for block in time_blocks(times[rows])]
+        )
+
+    return speech, VoiceTrack(times, embeddings, hop, windows, lambda made: embed_windows(encoder, made, config))
+
+
+def time_blocks(times: Float[np.ndarray, " n"]) -> Iterator[Int[np.ndarray, " k"]]:
+    """Indices of ascending times in groups that lie within the same `BLOCK` seconds."""
+    blocks = (times // BLOCK).astype(int)
+    yield from np.split(np.arange(len(times)), np.flatnonzero(np.diff(blocks)) + 1)
+
+
+def _thinned(
+    pure: Bool[np.ndarray, " n"], labels: Int[np.ndarray, " n"], config: DiarizationConfig
+) -> Bool[np.ndarray, " n"]:
+    """At most `max_teaching` of each voice."""
+    rng, kept = np.random.default_rng(config.seed), np.zeros_like(pure)
+    for voice in np.unique(labels):
+        rows = np.flatnonzero(pure & (labels == voice))
+        if len(rows) > config.max_teaching:
+            rows = rng.choice(rows, config.max_teaching, replace=False)
+        kept[rows] = True
+    return kept
 
 
 # Speech
 
 
-def speech_probability(audio: Float[np.ndarray, " num_samples"]) -> Float[np.ndarray, " num_steps"]:
+def speech_probability(
+    source: SoundSource, progress: Callable[[float], None] = lambda fraction: None
+) -> Float32[np.ndarray, " num_steps"]:
     """Silero VAD's probability of speech in each successive 32 ms of 16 kHz sound.
 
     Raises:
@@ -146,9 +234,18 @@ def speech_probability(audio: Float[np.ndarray, " num_samples"]) -> Float[np.nda
         # The wheel ships TorchScript; that torch recommends another format is no news to the user.
         warnings.filterwarnings("ignore", message=".*torch.jit.*")
         model = torch.jit.load(str(path), map_location="cpu").eval()
-    audio = np.pad(audio, (0, -len(audio) % 512 if len(audio) else 512))
+    num_steps = max(1, -(-len(source) // VAD_SAMPLES))
+    probability = np.empty(num_steps, np.float32)
+    block = round(BLOCK / VAD_STEP)
+    model.reset_states()
     with torch.no_grad():
-        return model.audio_forward(torch.from_numpy(audio)[None], SAMPLE_RATE)[0].numpy()
+        for first in range(0, num_steps, block):
+            last = min(first + block, num_steps)
+            pieces = torch.from_numpy(source.read(first * VAD_SAMPLES, last * VAD_SAMPLES)).split(VAD_SAMPLES)
+            # The network remembers, so that pieces are heard in order.
+            probability[first:last] = [float(model(piece[None], SAMPLE_RATE)) for piece in pieces]
+            progress(last / num_steps)
+    return probability
 
 
 def speech_intervals(
@@ -190,18 +287,26 @@ def embed_voice(
     Raises:
         DialogueError: Resemblyzer is not installed.
     """
-    return embed_windows(load_voice_encoder(), voice_windows(audio, times, config), config)
+    source = ArraySound(audio)
+    return embed_windows(load_voice_encoder(), voice_windows(source, times, config, voice_gain(source)), config)
 
 
 def voice_windows(
-    audio: Float[np.ndarray, " num_samples"], times: Float[np.ndarray, " num_times"], config: DiarizationConfig
+    source: SoundSource, times: Float[np.ndarray, " num_times"], config: DiarizationConfig, gain: float
 ) -> Float[np.ndarray, "num_times steps 40"]:
-    """The encoder's input around each of `times`."""
+    """The encoder's input around each of `times`, which lie close together: the sound between them is in memory."""
     steps = round(config.window * MEL_RATE)
-    mel = np.pad(voice_mel(audio), ((steps, steps), (0, 0)))
-    first = np.clip(np.round(times * MEL_RATE - steps / 2).astype(int) + steps, 0, len(mel) - steps)
+    total = 1 + len(source) // MEL_HOP
+    middle = np.round(times * MEL_RATE - steps / 2).astype(int)
+    first = np.clip(middle, -steps, total)
+    low, high = int(first.min()), int(first.max()) + steps
+    begin, end = max(low, 0), min(high, total)
+    # Enough on both sides for the window of every step between.
+    margin = MEL_FFT // MEL_HOP + 1
+    mel = voice_mel(source.read((begin - margin) * MEL_HOP, (end + margin) * MEL_HOP) * np.float32(gain))
+    mel = np.pad(mel[margin : margin + end - begin], ((begin - low, high - end), (0, 0)))
     # A view: windows overlap tenfold.
-    return np.lib.stride_tricks.sliding_window_view(mel, steps, axis=0).transpose(0, 2, 1)[first]
+    return np.lib.stride_tricks.sliding_window_view(mel, steps, axis=0).transpose(0, 2, 1)[first - low]
 
 
 def embed_windows(
@@ -216,13 +321,19 @@ def embed_windows(
     return embeddings
 
 
+def voice_gain(source: SoundSource) -> float:
+    """The factor that raises quiet sound to -30 dBFS; 1 for loud sound and for silence."""
+    block, power = round(BLOCK * SAMPLE_RATE), 0.0
+    for start in range(0, len(source), block):
+        power += float(np.square(source.read(start, min(start + block, len(source))), dtype=np.float64).sum())
+    rms = np.sqrt(power / max(len(source), 1))
+    return max(10 ** (TARGET_DBFS / 20) / rms, 1.0) if rms > 0 else 1.0
+
+
 def voice_mel(audio: Float[np.ndarray, " num_samples"]) -> Float[np.ndarray, "num_steps 40"]:
-    """The encoder's input: mel power (no logarithm) of 25 ms windows every 10 ms, after raising quiet sound to -30
-    dBFS; step k is centred on k x 10 ms."""
-    rms = float(np.sqrt(np.mean(np.square(audio, dtype=np.float64))))
-    gain = max(10 ** (TARGET_DBFS / 20) / rms, 1.0) if rms > 0 else 1.0
+    """The encoder's input: mel power (no logarithm) of 25 ms windows every 10 ms; step k is centred on k x 10 ms."""
     power = librosa.feature.melspectrogram(
-        y=np.asarray(audio * gain, np.float32), sr=SAMPLE_RATE, n_fft=MEL_FFT, hop_length=MEL_HOP, n_mels=MEL_BANDS
+        y=np.asarray(audio, np.float32), sr=SAMPLE_RATE, n_fft=MEL_FFT, hop_length=MEL_HOP, n_mels=MEL_BANDS
     )
     return power.T.astype(np.float32)
 

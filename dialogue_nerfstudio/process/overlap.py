@@ -103,7 +103,7 @@ def teaching_windows(
 
 def state_scores(
     embeddings: Float[np.ndarray, "n size"],
-    windows: Float[np.ndarray, "n steps bands"],
+    windows: Callable[[Int[np.ndarray, " k"]], Float[np.ndarray, "k steps bands"]],
     pure: Bool[np.ndarray, " n"],
     labels: Int[np.ndarray, " n"],
     embed: Embed,
@@ -113,7 +113,8 @@ def state_scores(
     some voice is too short to learn from.
 
     Args:
-        embeddings, windows: of the recording, and what they were embedded from.
+        embeddings: of the recording.
+        windows: what some of them were embedded from.
         pure: see `pure_windows`.
         labels: the voice of each.
         embed: embeds windows.
@@ -122,7 +123,7 @@ def state_scores(
     chosen = [np.flatnonzero(pure & (labels == voice)) for voice in voices]
     if len(chosen) < 2 or min(map(len, chosen)) < 10:
         return None
-    made, truth = teaching_windows([windows[rows] for rows in chosen], config)
+    made, truth = teaching_windows([windows(rows) for rows in chosen], config)
     classifier = LogisticRegression(C=config.regularisation, max_iter=500)
     classifier.fit(embed(made.astype(np.float32)), truth)
     scores = np.maximum(classifier.predict_log_proba(embeddings), -config.certainty)

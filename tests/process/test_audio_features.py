@@ -4,6 +4,7 @@ import av
 import librosa
 import numpy as np
 import pytest
+import soundfile
 from media import damage_packets, noise_frames, write_video
 
 from dialogue_nerfstudio.conversation import acoustics
@@ -15,6 +16,8 @@ from dialogue_nerfstudio.process.audio_features import (
     mel_spectrogram,
     prosody_features,
     save_wav,
+    sound_blocks,
+    sound_channels,
     sound_end,
 )
 
@@ -195,3 +198,12 @@ def test_nan_sound_is_refused(tmp_path):
     with pytest.raises(DialogueError):
         save_wav(tmp_path / "a.wav", np.array([0.0, np.nan], np.float32))
     assert not list(tmp_path.iterdir())
+
+
+def test_blocks_of_two_channels_keep_them_apart_and_mix_to_what_is_loaded(tmp_path):
+    left, right = tone(300.0, 1.5), tone(900.0, 1.5, amplitude=0.2)
+    soundfile.write(tmp_path / "two.wav", np.stack([left, right], axis=1), SAMPLE_RATE, subtype="FLOAT")
+    blocks = list(sound_blocks(tmp_path / "two.wav", channels=2))
+    assert sound_channels(tmp_path / "two.wav") == 2 and max(block.shape[1] for block in blocks) <= 4096
+    np.testing.assert_allclose(np.concatenate(blocks, axis=1), [left, right], atol=1e-6)
+    np.testing.assert_allclose(load_audio(tmp_path / "two.wav"), (left + right) * 0.5**0.5, atol=1e-6)

@@ -3,6 +3,7 @@ real conversation."""
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from scipy.signal import lfilter
 
@@ -15,14 +16,17 @@ from dialogue_nerfstudio.process.diarization import (
     DiarizationConfig,
     centroids,
     diarize,
+    diarize_source,
     embed_voice,
     label_intervals,
     load_voice_encoder,
     separate_voices,
     speech_intervals,
     viterbi,
+    voice_gain,
     voice_mel,
 )
+from dialogue_nerfstudio.process.sound_source import ArraySound, SoundFile
 
 
 @pytest.fixture(autouse=True)
@@ -177,12 +181,43 @@ def test_intervals_are_cut_half_way_and_voices_named_by_appearance():
     ]
 
 
-def test_voice_mel_raises_quiet_sound_only():
-    quiet = 0.001 * np.random.default_rng(0).normal(size=SAMPLE_RATE).astype(np.float32)
-    np.testing.assert_allclose(voice_mel(quiet), voice_mel(2 * quiet), rtol=1e-3)
-    loud = 0.2 * np.random.default_rng(0).normal(size=SAMPLE_RATE).astype(np.float32)
-    np.testing.assert_allclose(4 * voice_mel(loud), voice_mel(2 * loud), rtol=1e-3)
+def test_quiet_sound_alone_is_raised():
+    noise = np.random.default_rng(0).normal(size=SAMPLE_RATE).astype(np.float32)
+    quiet = ArraySound(0.001 * noise)
+    assert 0.001 * voice_gain(quiet) == pytest.approx(10 ** (-30 / 20), rel=0.02)
+    assert voice_gain(ArraySound(0.2 * noise)) == voice_gain(ArraySound(0 * noise)) == 1.0
     assert voice_mel(np.zeros(SAMPLE_RATE, np.float32)).shape == (101, 40)
+
+
+def conversation(turns: int, seconds: float = 1.5) -> np.ndarray:
+    """Two voices in turns, with pauses between."""
+    voices = [voice(115, 1.0, 8.0, 0), voice(205, 1.17, 8.0, 1)]
+    length = round(seconds * SAMPLE_RATE)
+    parts = []
+    for turn in range(turns):
+        start = turn * 8_000 % (8 * SAMPLE_RATE - length)
+        parts += [voices[turn % 2][start : start + length], np.zeros(4_000, np.float32)]
+    return np.concatenate(parts)
+
+
+def test_what_is_heard_does_not_depend_on_the_blocks_it_is_read_in(monkeypatch, tmp_path):
+    audio = conversation(6)
+    whole = diarize(audio, SAMPLE_RATE, 2)
+    soundfile.write(tmp_path / "talk.wav", audio, SAMPLE_RATE, subtype="FLOAT")
+    monkeypatch.setattr(diarization, "BLOCK", 2.5)
+    done = []
+    assert diarize_source(SoundFile(tmp_path / "talk.wav"), 2, progress=done.append) == whole
+    assert done == sorted(done) and done[-1] == 1.0
+
+
+def test_long_speech_is_embedded_further_apart():
+    audio = conversation(6)
+    config = DiarizationConfig(max_windows=40, max_teaching=5)
+    speech, voices = diarization.find_voices(ArraySound(audio), 2, config)
+    assert 35 <= len(voices.times) <= 40 + len(speech)
+    finely, coarsely = diarize(audio, SAMPLE_RATE, 2), diarize(audio, SAMPLE_RATE, 2, config)
+    error = diarization_error(finely, coarsely, len(audio) / SAMPLE_RATE)
+    assert error["der"] < 0.1
 
 
 def test_embeddings_are_unit_and_tell_voices_apart():

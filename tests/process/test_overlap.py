@@ -55,10 +55,10 @@ def test_mixtures_are_told_from_single_voices():
     windows = np.concatenate([low, high, new_low[:20] + new_high[:20]])
     labels = np.concatenate([np.zeros(40, int), np.ones(40, int), np.tile([0, 1], 10)])
     pure = np.arange(100) < 80
-    scores = state_scores(embed(windows), windows, pure, labels, embed, OverlapConfig(pair_bonus=0.0))
+    scores = state_scores(embed(windows), windows.__getitem__, pure, labels, embed, OverlapConfig(pair_bonus=0.0))
     assert (scores.argmax(1) == np.repeat([0, 1, 2], [40, 40, 20])).mean() > 0.97
     assert scores.min() >= -6.0
-    raised = state_scores(embed(windows), windows, pure, labels, embed, OverlapConfig(pair_bonus=1.5))
+    raised = state_scores(embed(windows), windows.__getitem__, pure, labels, embed, OverlapConfig(pair_bonus=1.5))
     np.testing.assert_allclose(raised[:, 2] - scores[:, 2], 1.5, atol=1e-6)
 
 
@@ -66,5 +66,5 @@ def test_too_little_of_a_voice_teaches_nothing():
     low, high = voices(count=12)
     windows, labels = np.concatenate([low, high]), np.repeat([0, 1], 12)
     pure = np.concatenate([np.ones(12, bool), np.arange(12) < 5])
-    assert state_scores(embed(windows), windows, pure, labels, embed, OverlapConfig()) is None
-    assert state_scores(embed(low), low, pure[:12], labels[:12], embed, OverlapConfig()) is None
+    assert state_scores(embed(windows), windows.__getitem__, pure, labels, embed, OverlapConfig()) is None
+    assert state_scores(embed(low), low.__getitem__, pure[:12], labels[:12], embed, OverlapConfig()) is None
