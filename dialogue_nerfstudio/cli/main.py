@@ -12,9 +12,12 @@ from typing import Annotated, Optional, Union
 
 import tyro
 
+from dialogue_nerfstudio.cli.animate import Animate
 from dialogue_nerfstudio.cli.demo import Demo
 from dialogue_nerfstudio.cli.doctor import Doctor
 from dialogue_nerfstudio.cli.dub import Dub
+from dialogue_nerfstudio.cli.eval_motion import EvalMotion
+from dialogue_nerfstudio.cli.export_motion import ExportMotion
 from dialogue_nerfstudio.cli.face_model import FaceModelCommand
 from dialogue_nerfstudio.cli.features import Features
 from dialogue_nerfstudio.cli.install_pyannote import InstallPyannote
@@ -30,7 +33,10 @@ Command = Union[
     Annotated[Features, tyro.conf.subcommand("features")],
     Annotated[Dub, tyro.conf.subcommand("dub")],
     Annotated[Report, tyro.conf.subcommand("report")],
+    Annotated[Animate, tyro.conf.subcommand("animate")],
     Annotated[Render, tyro.conf.subcommand("render")],
+    Annotated[EvalMotion, tyro.conf.subcommand("eval-motion")],
+    Annotated[ExportMotion, tyro.conf.subcommand("export-motion")],
     Annotated[Simulate, tyro.conf.subcommand("simulate")],
     Annotated[FaceModelCommand, tyro.conf.subcommand("face-model")],
     Annotated[Refit, tyro.conf.subcommand("refit")],

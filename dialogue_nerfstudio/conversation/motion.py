@@ -5,9 +5,9 @@ Shapes: T frames, E named expression coefficients, K personal residual component
 camera, origin at the mean head position of the recording).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Dict, Optional, Tuple
+from typing import Dict, Optional, Sequence, Tuple
 
 import numpy as np
 from jaxtyping import Float
@@ -148,15 +148,17 @@ class Motion:
 
     def save(self, path: Path) -> None:
         """Writes the motion as .npz, atomically."""
-        write_npz(
-            path,
-            **{name: getattr(self, name).astype(np.float32) for name in self.array_names},
-            fps=np.array(self.fps),
-            expression_basis=np.array(self.expression_basis),
-            expression_names=np.array(self.expression_names),
-            source_names=np.array(list(self.sources.keys()), dtype=np.str_),
-            source_values=np.array(list(self.sources.values()), dtype=np.str_),
-        )
+        write_npz(path, **{name: getattr(self, name).astype(np.float32) for name in self.array_names}, **self.labels())
+
+    def labels(self) -> Dict[str, np.ndarray]:
+        """What a motion file says beside the rows of its frames."""
+        return {
+            "fps": np.array(self.fps),
+            "expression_basis": np.array(self.expression_basis),
+            "expression_names": np.array(self.expression_names),
+            "source_names": np.array(list(self.sources.keys()), dtype=np.str_),
+            "source_values": np.array(list(self.sources.values()), dtype=np.str_),
+        }
 
     @classmethod
     def load(cls, path: Path) -> "Motion":
@@ -176,10 +178,16 @@ class Motion:
             expression_names=tuple(str(name) for name in arrays["expression_names"]),
             sources={
                 str(name): str(source)
-                for name, source in zip(
-                    arrays.get("source_names", ()), arrays.get("source_values", ()), strict=True
-                )
+                for name, source in zip(arrays.get("source_names", ()), arrays.get("source_values", ()), strict=True)
             },
         )
         motion.validate(str(path))
         return motion
+
+
+def join_motions(motions: Sequence[Motion]) -> Motion:
+    """Motions of one person one after the other; what the first says of itself holds for all."""
+    return replace(
+        motions[0],
+        **{name: np.concatenate([getattr(motion, name) for motion in motions]) for name in motions[0].array_names},
+    )

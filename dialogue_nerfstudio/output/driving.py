@@ -21,6 +21,9 @@ from dialogue_nerfstudio.conversation.files import read_npz
 from dialogue_nerfstudio.conversation.motion import MOUTH_NAMES, Motion
 from dialogue_nerfstudio.conversation.roles import SpeechSegment, read_rttm, segments_to_frames
 
+ANIMATION_FILE, ANIMATION_WORK = "animation.json", ".animate"
+"""What `animate` writes into its folder last, and the folder of its stamps there."""
+
 
 @dataclass
 class Driving:
@@ -162,22 +165,36 @@ def fit_audio(
 
 
 @dataclass
+class OtherSound:
+    """What was heard while somebody else moved."""
+
+    path: Path
+    """the mix"""
+    participant_ids: list[str]
+    speaking: Bool[np.ndarray, "T P"]
+    """who spoke, columns in the order of `participant_ids`"""
+    fps: float
+    """rows a second"""
+
+
+@dataclass
 class OtherMotion:
     """Motions from elsewhere, with their sound and roles where there are any."""
 
     motions: dict[str, Motion]
     """that source's ids → motions"""
-    conversation: Optional[Conversation]
-    """the whole conversation, if it is one"""
+    sound: Optional[OtherSound]
+    """None for motions alone"""
     path: Path
     """where it came from"""
 
 
 def load_other_motion(path: Path) -> OtherMotion:
-    """Read what may drive an avatar: a conversation, a folder of motions, or one motion file.
+    """Read what may drive an avatar: a conversation, what `animate` wrote, a folder of motions, or one motion file.
 
     Args:
-        path: a conversation folder, a folder with ID.npz or participants/ID/motion.npz files, or one .npz.
+        path: a conversation folder, a folder with ID.npz or participants/ID/motion.npz files (with the sound and roles
+            of audio.wav and roles.rttm, where both are there), or one .npz.
 
     Raises:
         DialogueError: if there is no motion there, a file is damaged, or holds NaN.
@@ -188,7 +205,14 @@ def load_other_motion(path: Path) -> OtherMotion:
         raise DialogueError(f"{path} does not exist; give a conversation folder or a motion file to --motion.")
     if (path / "conversation.json").is_file():
         conversation = load_conversation(path)
-        return OtherMotion({person.id: person.motion for person in conversation.participants}, conversation, path)
+        ids = conversation.participant_ids
+        sound = OtherSound(conversation.path("audio.wav"), ids, conversation.speaking, conversation.fps)
+        return OtherMotion({person.id: person.motion for person in conversation.participants}, sound, path)
+    if (path / ANIMATION_WORK).is_dir() and not (path / ANIMATION_FILE).is_file():
+        raise DialogueError(
+            f"the animation in {path} never finished: run the same `ns-dialogue animate` command again, it goes on "
+            "where it stopped."
+        )
     files = {file.parent.name: file for file in sorted(path.glob("participants/*/motion.npz"))}
     files.update({file.stem: file for file in sorted(path.glob("*.npz")) if "head_pose" in read_npz(file)})
     if not files:
@@ -196,7 +220,21 @@ def load_other_motion(path: Path) -> OtherMotion:
             f"{path} holds no conversation and no motion file; give a folder that `ns-dialogue process` finished, "
             "a folder of ID.npz motion files, or one motion file to --motion."
         )
-    return OtherMotion({participant_id: Motion.load(file) for participant_id, file in files.items()}, None, path)
+    motions = {participant_id: Motion.load(file) for participant_id, file in files.items()}
+    return OtherMotion(motions, _sound_beside(path, motions), path)
+
+
+def _sound_beside(path: Path, motions: dict[str, Motion]) -> Optional[OtherSound]:
+    """The sound and roles in a folder of motions, where both are there."""
+    if not ((path / "audio.wav").is_file() and (path / "roles.rttm").is_file()):
+        return None
+    longest = max(motions.values(), key=lambda motion: motion.num_frames / motion.fps)
+    try:
+        segments = read_rttm(path / "roles.rttm")
+        speaking = segments_to_frames(segments, list(motions), longest.num_frames, longest.fps)
+    except DialogueError as error:
+        raise DialogueError(f"{path / 'roles.rttm'}: {error}") from error
+    return OtherSound(path / "audio.wav", list(motions), speaking, longest.fps)
 
 
 def map_motions(avatar_ids: Sequence[str], other_ids: Sequence[str], pairs: Sequence[str]) -> dict[str, str]:
@@ -240,11 +278,13 @@ def drive_by_motion(
     """The avatars move as somebody else did (pose imitation), with that conversation's sound and roles if it has them.
 
     The length is that of the longest motion used; whoever has less goes back and forth. Avatars without a partner keep
-    their own motion. Motions without a conversation have no sound and nobody speaks.
+    their own motion. Motions without sound and roles are silent and nobody speaks.
 
     Raises:
         DialogueError: if the bases differ, a motion holds NaN, or `pairs` names somebody who is not there.
     """
+    from dialogue_nerfstudio.process.audio_features import load_audio
+
     mapping = map_motions(conversation.participant_ids, list(other.motions), pairs)
     taken = {
         avatar_id: imitate(
@@ -255,14 +295,14 @@ def drive_by_motion(
     num_frames = max(motion.num_frames for motion in taken.values())
     speaking = np.zeros((num_frames, len(conversation.participants)), dtype=bool)
     audio, sample_rate = np.zeros(0, dtype=np.float32), SAMPLE_RATE
-    if other.conversation is not None:
-        audio, sample_rate = other.conversation.audio()
-        num_other = other.conversation.num_frames
-        rows = np.minimum((np.arange(num_frames) + 0.5) / conversation.fps * other.conversation.fps, num_other - 1)
+    if other.sound is not None:
+        audio, sample_rate = load_audio(other.sound.path), SAMPLE_RATE
+        rows = (np.arange(num_frames) + 0.5) / conversation.fps * other.sound.fps
+        rows = np.minimum(rows, len(other.sound.speaking) - 1).astype(int)
         for column, avatar_id in enumerate(conversation.participant_ids):
             if avatar_id in mapping:
-                other_column = other.conversation.participant_ids.index(mapping[avatar_id])
-                speaking[:, column] = other.conversation.speaking[rows.astype(int), other_column]
+                other_column = other.sound.participant_ids.index(mapping[avatar_id])
+                speaking[:, column] = other.sound.speaking[rows, other_column]
     motions = {}
     for column, participant in enumerate(conversation.participants):
         if participant.id in taken:

@@ -5,11 +5,11 @@ Hz, starting with the first frame. Everything streams: one frame and its slice o
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import av
 import numpy as np
@@ -28,6 +28,9 @@ tracks can end together; at the 16 kHz of a conversation it would last 64 ms."""
 
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """IPTC's term for media made by a trained model: what provenance readers outside this project look for."""
+
+ReadSound = Callable[[int, int], np.ndarray]
+"""Reads the samples start … stop − 1; fewer where the sound ends."""
 
 BT709 = 1
 """Code of ITU-R BT.709 in H.273, for primaries, transfer and matrix alike."""
@@ -76,10 +79,8 @@ def even_size(frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
 class _SoundTrack:
     """Feeds mono sound to an AAC stream up to a given sample, silence after its end."""
 
-    def __init__(
-        self, container: av.container.OutputContainer, audio: Float[np.ndarray, " S"], sample_rate: int
-    ) -> None:
-        self.container, self.audio, self.sample_rate = container, audio, sample_rate
+    def __init__(self, container: av.container.OutputContainer, read: ReadSound, sample_rate: int) -> None:
+        self.container, self.read, self.sample_rate = container, read, sample_rate
         self.stream = container.add_stream("aac", rate=AUDIO_RATE, layout="mono")
         self.stream.bit_rate = 128_000
         self.resampler = av.AudioResampler(format="fltp", layout="mono", rate=AUDIO_RATE, frame_size=1024)
@@ -89,7 +90,7 @@ class _SoundTrack:
         """Encode samples `position` … `end` of the track, padding with silence."""
         if end <= self.position:
             return
-        samples = self.audio[self.position : end]
+        samples = self.read(self.position, end)
         samples = np.pad(samples, (0, end - self.position - len(samples)))
         frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = self.sample_rate, self.position, Fraction(1, self.sample_rate)
@@ -120,7 +121,7 @@ def write_conversation_video(
     path: Path,
     frames: Iterable[UInt8[np.ndarray, "_ _ 3"]],
     fps: float,
-    audio: Optional[Float[np.ndarray, " S"]] = None,
+    audio: Optional[Union[Float[np.ndarray, " S"], ReadSound]] = None,
     sample_rate: int = 16000,
     provenance: Optional[dict[str, Any]] = None,
     crf: int = 16,
@@ -134,7 +135,7 @@ def write_conversation_video(
         path: the mp4 to write; appears only when complete.
         frames: uint8 RGB, all of one size, consumed once; odd sizes are padded by one pixel.
         fps: frames per second.
-        audio: mono in [-1, 1] at `sample_rate` Hz, or None for a silent video.
+        audio: mono in [-1, 1] at `sample_rate` Hz, all of it or a function that reads it; None for a silent video.
         provenance: more to state (method, checkpoint step, sources); JSON-serialisable.
         crf: x264's constant rate factor; lower is better and larger.
 
@@ -145,12 +146,17 @@ def write_conversation_video(
     path = Path(path)
     if path.suffix.lower() != ".mp4":
         raise DialogueError(f"The output must be an .mp4 file, but {path} is not; change its name.")
-    if audio is not None:
+    read = audio
+    if isinstance(audio, np.ndarray):
         audio = np.asarray(audio, dtype=np.float32)
         if audio.ndim != 1:
             raise DialogueError(f"The sound must be mono [samples], but its shape is {list(audio.shape)}; mix it down.")
         if not np.isfinite(audio).all():
             raise DialogueError(f"The sound holds a NaN or infinity at sample {int(np.argmin(np.isfinite(audio)))}.")
+
+        def read(start: int, stop: int) -> np.ndarray:
+            return audio[start:stop]
+
     rate = Fraction(fps).limit_denominator(1001)
     statement = synthetic_statement(provenance)
     num_frames, size, source_size = 0, (0, 0), None
@@ -168,8 +174,8 @@ def write_conversation_video(
                 height, width = even_size(frame).shape[:2]
                 size = (width, height)
                 stream = _add_video_stream(container, rate, width, height, crf)
-                if audio is not None:
-                    sound = _SoundTrack(container, audio, sample_rate)
+                if read is not None:
+                    sound = _SoundTrack(container, read, sample_rate)
             if frame.shape != source_size:
                 raise DialogueError(
                     f"Frame {num_frames} of the output is {frame.shape[1]}x{frame.shape[0]}, but the first was "

@@ -111,7 +111,16 @@ def diarize(
     Raises:
         DialogueError: silero-vad, or for several speakers Resemblyzer, is not installed.
     """
-    return diarize_source(ArraySound(at_16k(audio, sample_rate)), num_speakers, config)
+    return diarize_source(ArraySound(at_16k(audio, sample_rate)), num_speakers, config).segments
+
+
+@dataclass
+class Diarization:
+    """What was heard."""
+
+    segments: list[SpeechSegment]
+    voices: "VoiceTrack | None" = None
+    """The embeddings behind it; None where one speaker was asked for, or there was too little speech."""
 
 
 def diarize_source(
@@ -119,7 +128,7 @@ def diarize_source(
     num_speakers: int,
     config: DiarizationConfig | None = None,
     progress: Callable[[float], None] = lambda fraction: None,
-) -> list[SpeechSegment]:
+) -> Diarization:
     """`diarize` of sound that need not be in memory.
 
     Args:
@@ -135,7 +144,7 @@ def diarize_source(
     config = config or DiarizationConfig()
     speech, voices = find_voices(source, num_speakers, config, progress)
     if num_speakers == 1 or voices is None:
-        return [SpeechSegment(start, end, "voice0") for start, end in speech]
+        return Diarization([SpeechSegment(start, end, "voice0") for start, end in speech])
     labels = separate_voices(voices.embeddings, num_speakers, config)
     sounding = np.eye(num_speakers, dtype=bool)[labels]
     if config.overlap.enabled and len(np.unique(labels)) == num_speakers:
@@ -147,7 +156,7 @@ def diarize_source(
             path = viterbi(scores, config.overlap.switch_cost)
             states = np.array([[v in state for v in range(num_speakers)] for state in states_of(num_speakers)])
             sounding = states[path]
-    return label_intervals(speech, voices.times, sounding)
+    return Diarization(label_intervals(speech, voices.times, sounding), voices)
 
 
 @dataclass

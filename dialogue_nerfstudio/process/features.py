@@ -219,6 +219,18 @@ def features_of_new_sound(
     Raises:
         DialogueError: the network is gone, or is another one.
     """
+    return extractor_of(conversation, name, weights).rows(audio, sample_rate, num_frames, conversation.fps)
+
+
+def extractor_of(conversation: Conversation, name: str, weights: Optional[str] = None) -> FeatureExtractor:
+    """What makes the feature `name` of new sound as the conversation's was made.
+
+    Args:
+        weights: where its network is now, if it was moved.
+
+    Raises:
+        DialogueError: the network is gone, or is another one.
+    """
     origin = recorded_origin(conversation, name)
     if weights is not None and origin.kind not in WEIGHTED_KINDS:
         raise DialogueError(f"The avatars hear '{origin.kind}', which has no weights: leave out {weights}.")
@@ -234,7 +246,7 @@ def features_of_new_sound(
             f"{extractor.origin.weights} holds other weights than those that made {name} of {conversation.root}: give "
             "the same ones, or make the feature again with `ns-dialogue features` and train again."
         )
-    return extractor.rows(audio, sample_rate, num_frames, conversation.fps)
+    return extractor
 
 
 def parse_weights(pairs: Sequence[str]) -> dict[str, str]:

@@ -43,7 +43,8 @@ def split_by_role(
     num_frames, num_participants = speaking.shape
     if num_frames == 0:
         return ParticipantAudio(np.zeros((num_participants, len(mix)), np.float32), 0.0)
-    frame = np.minimum((np.arange(len(mix)) / sample_rate * fps).astype(int), num_frames - 1)
+    # Multiplied first: the quotient is then exact where a frame begins.
+    frame = np.minimum((np.arange(len(mix)) * fps // sample_rate).astype(int), num_frames - 1)
     tracks = np.zeros((num_participants, len(mix)), np.float32)
     reach = max(1, round(2 * config.margin * sample_rate)) | 1
     ramp = max(1, round(config.fade * sample_rate)) | 1
