@@ -140,6 +140,8 @@ class SoundAnimation:
         self.ids = [character.id for character in self.characters]
         self._work = self.output / ANIMATION_WORK
         self._check()
+        # Who cannot be moved is refused before hours of sound are heard.
+        self._begin()
         sources = [self.audio, *([self.options.rttm] if self.options.rttm else [])]
         self._runner = StageRunner(
             self.output, self._work, source_fingerprint(sources), progress, result=ANIMATION_FILE
@@ -167,6 +169,9 @@ class SoundAnimation:
         strangers = self.output.is_dir() and any(self.output.iterdir()) and not self._work.is_dir()
         if strangers and not (self.output / ANIMATION_FILE).is_file():
             raise DialogueError(f"--output {self.output} holds other files; give a new folder.")
+
+    def _begin(self) -> Animation:
+        return Animation([model.named for model in self.models], self.characters, self.options.seed)
 
     # Stages -----------------------------------------------------------------------------------------------------------
 
@@ -316,7 +321,7 @@ class SoundAnimation:
 
     def _generated(self, progress: Callable[[float], None]) -> MotionBlocks:
         heard = self.heard
-        animation = Animation([model.named for model in self.models], self.characters, self.options.seed)
+        animation = self._begin()
         begun = time.process_time(), time.perf_counter()
         with contextlib.ExitStack() as stack:
             writers = {name: stack.enter_context(MotionWriter(self._work / f"motion-{name}")) for name in self.ids}
@@ -355,6 +360,8 @@ class SoundAnimation:
         notes += [
             f"{name} makes nothing that a later model does not make: it was left out." for name in figures["unused"]
         ]
+        if not self.models:
+            notes.append("No motion model was given: heads repeat what was recorded of them, and faces rest.")
         speaking = self.speaking
         shares = speaking.mean(axis=0) if len(speaking) else np.zeros(len(self.ids))
         record = {
