@@ -108,7 +108,8 @@ def sort_configs(paths: "Sequence[Path]") -> tuple[Optional[Path], list[Path]]:
         try:
             method = getattr(read_yaml(path.read_text(encoding="utf-8")), "method_name", None)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise DialogueError(f"{path} is not a readable config ({error}); train again.") from error
+            reason = " ".join(str(error).split())
+            raise DialogueError(f"{path} is not a readable config ({reason}); train again.") from error
         if method in AVATAR_METHODS:
             avatars.append(path)
         elif method in MOTION_METHODS:
