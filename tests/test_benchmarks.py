@@ -13,7 +13,6 @@ import pytest
 from scipy.spatial.transform import Rotation
 from tiny_conversation import write_tiny_conversation
 
-from dialogue_nerfstudio.cli.training import train_avatars
 from dialogue_nerfstudio.conversation import Conversation, DialogueError, load_conversation, save_conversation
 from dialogue_nerfstudio.conversation.files import write_npz
 from dialogue_nerfstudio.conversation.simulate import SimulationConfig, simulate_conversation
@@ -39,7 +38,6 @@ def benchmark_module(monkeypatch, tmp_path):
         "hash_grid",
         "rendering",
         "processing",
-        "animate",
     ):
         sys.modules.pop(name, None)
 
@@ -302,21 +300,3 @@ def test_processing_refuses_what_is_not_there(benchmark_module, tmp_path):
         module.measure(module.ProcessingBenchmark(seeds=0, clips=(tmp_path / "none.mp4",), folder=tmp_path))
     with pytest.raises(DialogueError, match="belong together"):
         module.measure(module.ProcessingBenchmark(seeds=0, audio=tmp_path / "talk.wav", folder=tmp_path))
-
-
-def test_animate(benchmark_module, tmp_path):
-    config = train_avatars(write_tiny_conversation(tmp_path / "tiny", num_frames=50), tmp_path / "out", 1, 0, 32)
-    module = benchmark_module("animate")
-    options = module.AnimateBenchmark(
-        load_config=(config,),
-        motion_seconds=3.0,
-        first_frame_seconds=(1.0,),
-        memory_seconds=(2.0,),
-        memory_roles="rttm",
-        resolution=16,
-        repeats=1,
-    )
-    figures = module.measure(options)
-    assert figures["motion"]["frames_per_second"] > 0 and set(figures["motion"]["steadiness"]) == {"p0", "p1"}
-    assert [row["roles"] for row in figures["first_picture"]] == ["rttm", "voices"]
-    assert figures["memory"][0]["peak_mib"] > 100
