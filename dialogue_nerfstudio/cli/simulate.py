@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Optional
 
+from dialogue_nerfstudio.conversation.errors import DialogueError
+
 if TYPE_CHECKING:
     from dialogue_nerfstudio.conversation.simulate import SimulationConfig
 
@@ -33,15 +35,24 @@ class Simulate:
     """Draws what is said and how everybody moves; same seed, same conversation."""
     motion_only: bool = False
     """Make hours of motion without pictures."""
-    hours: float = 1.0
-    """With --motion-only: how much conversation in all."""
-    people_per_conversation: int = 2
-    """With --motion-only: how many talk with each other at a time."""
+    hours: Optional[float] = None
+    """With --motion-only: how much conversation in all, 1 by default."""
+    people_per_conversation: Optional[int] = None
+    """With --motion-only: how many talk with each other at a time, 2 by default."""
     workers: Optional[int] = None
     """With --motion-only: processes; one a core by default."""
 
     def run(self) -> int:
-        return self._run_motion_only() if self.motion_only else self._run_video()
+        """
+        Raises:
+            DialogueError: an option out of range, or one of --motion-only without it.
+        """
+        if self.motion_only:
+            return self._run_motion_only()
+        given = [name for name in ("hours", "people_per_conversation", "workers") if getattr(self, name) is not None]
+        if given:
+            raise DialogueError(f"--{given[0].replace('_', '-')} is for --motion-only; add that, or leave it out.")
+        return self._run_video()
 
     def _run_video(self) -> int:
         from rich.console import Console
@@ -71,13 +82,14 @@ class Simulate:
         from dialogue_nerfstudio.cli.progress import StageProgress
         from dialogue_nerfstudio.conversation.simulate.motion_hours import MotionHoursConfig, simulate_motion_hours
 
-        defaults = MotionHoursConfig()
+        given = {
+            "hours": self.hours,
+            "num_people": self.num_people,
+            "people_per_conversation": self.people_per_conversation,
+            "conversation_seconds": self.seconds,
+        }
         config = MotionHoursConfig(
-            hours=self.hours,
-            num_people=defaults.num_people if self.num_people is None else self.num_people,
-            people_per_conversation=self.people_per_conversation,
-            conversation_seconds=defaults.conversation_seconds if self.seconds is None else self.seconds,
-            seed=self.seed,
+            seed=self.seed, **{name: value for name, value in given.items() if value is not None}
         )
         with StageProgress() as progress:
             manifest = simulate_motion_hours(

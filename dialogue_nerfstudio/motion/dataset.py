@@ -29,7 +29,7 @@ from dialogue_nerfstudio.motion.signals import BLOCK, MEL_RATE, MotionSignals
 from dialogue_nerfstudio.motion.windows import MotionWindows, Side
 
 FPS = 25.0
-OPEN_CONVERSATIONS = 64
+OPEN_CONVERSATIONS = 128
 """Mapped at a time."""
 STATISTICS_SECTIONS = 256
 """Training sections from which the statistics are taken, evenly spread: more do not change them."""

@@ -109,7 +109,7 @@ def test_other_options_are_refused(whole, tmp_path):
         ({"hours": -1.0}, "hours is -1"),
         ({"num_people": 1}, "num-people is 1"),
         ({"people_per_conversation": 9}, "people-per-conversation is 9"),
-        ({"conversation_seconds": 1.0}, "conversation-seconds is 1"),
+        ({"conversation_seconds": 1.0}, "seconds is 1"),
     ],
 )
 def test_bad_options(options, sentence, tmp_path):
