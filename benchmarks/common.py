@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from dialogue_nerfstudio.conversation import Conversation, load_conversation, save_conversation
+from dialogue_nerfstudio.conversation.acoustics import mel_features
 from dialogue_nerfstudio.conversation.files import write_npz
 from dialogue_nerfstudio.conversation.roles import SpeechSegment
 from dialogue_nerfstudio.conversation.simulate import SimulationConfig, simulate_conversation
@@ -24,7 +25,6 @@ from dialogue_nerfstudio.nerf.config import method
 from dialogue_nerfstudio.nerf.frame_store import default_cache_folder
 from dialogue_nerfstudio.nerf.pipeline import DialoguePipeline
 from dialogue_nerfstudio.nerf.trainer import DialogueTrainerConfig
-from dialogue_nerfstudio.process.audio_features import mel_features
 
 
 def device() -> str:

@@ -7,6 +7,7 @@ from typing import Sequence
 import numpy as np
 import torch
 
+from dialogue_nerfstudio.conversation.acoustics import mel_spectrogram, prosody_features
 from dialogue_nerfstudio.conversation.motion import EXPRESSION_BASIS, EXPRESSION_NAMES
 from dialogue_nerfstudio.conversation.roles import segments_to_frames
 from dialogue_nerfstudio.conversation.simulate.dialogue import Dialogue, act_dialogue, speak_dialogue
@@ -15,7 +16,6 @@ from dialogue_nerfstudio.motion.lip_sync import LipSync, LipSyncConfig
 from dialogue_nerfstudio.motion.model import MotionStatistics
 from dialogue_nerfstudio.motion.signals import MotionSignals
 from dialogue_nerfstudio.motion.windows import MotionWindows, Side
-from dialogue_nerfstudio.process.audio_features import mel_spectrogram, prosody_features
 
 FPS = 25.0
 

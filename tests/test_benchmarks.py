@@ -38,6 +38,7 @@ def benchmark_module(monkeypatch, tmp_path):
         "hash_grid",
         "rendering",
         "processing",
+        "motion_ceiling",
     ):
         sys.modules.pop(name, None)
 
@@ -45,6 +46,16 @@ def benchmark_module(monkeypatch, tmp_path):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     return write_tiny_conversation(tmp_path_factory.mktemp("tiny") / "conversation")
+
+
+def test_motion_ceiling(benchmark_module, capsys):
+    module = benchmark_module("motion_ceiling")
+    module.main(module.Options(seeds=1, conversations=2, seconds=60.0))
+    rows = {line[:36].strip(): float(line[36:].split()[0]) for line in capsys.readouterr().out.splitlines()[2:]}
+    # A predictor that lacks a sense falls behind one that has both.
+    for sense in ("sound", "partner's motion"):
+        assert rows[f"without {sense}, linear"] < rows["ceiling"] - 0.03
+    assert 0.6 < rows["ceiling"] < 0.95
 
 
 def test_hash_grid(benchmark_module):
@@ -78,9 +89,7 @@ def test_avatar(benchmark_module, tiny):
 
 def test_frames(benchmark_module, tiny):
     module = benchmark_module("frames")
-    figures = module.measure(
-        module.FramesBenchmark(tiny, sizes=(16,), iterations=2, repeats=1, baseline_repeats=1)
-    )
+    figures = module.measure(module.FramesBenchmark(tiny, sizes=(16,), iterations=2, repeats=1, baseline_repeats=1))
     assert [(row["size"], row["avatars"]) for row in figures["frames"]] == [(16, 1), (16, 2)]
     assert all(row["frames_per_second"] > 0 and row["speedup"] > 0 for row in figures["frames"])
     assert figures["frames"][1]["peak_mib_resident"] > 10.0

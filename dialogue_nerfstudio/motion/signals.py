@@ -2,7 +2,7 @@
 
 Conventions. P participants, T frames at 25 fps; frame t shows the time (t + 0.5) / fps. A *track* is one participant's
 sound alone: recorded apart, a channel of a stereo file, or the mix where that participant speaks and silence elsewhere
-(`process.participant_audio`). Mel steps are 12.5 ms apart (`process.audio_features.mel_spectrogram`), so a frame has
+(`process.participant_audio`). Mel steps are 12.5 ms apart (`conversation.acoustics.mel_spectrogram`), so a frame has
 3.2 of them: `mel_windows` cuts the 200 ms around a frame exactly as the feature `mel` of a conversation does.
 """
 

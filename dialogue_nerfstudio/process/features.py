@@ -14,10 +14,10 @@ from typing import Any, Callable, Optional, Sequence
 import numpy as np
 from jaxtyping import Float, Float32
 
+from dialogue_nerfstudio.conversation.acoustics import at_16k, exactly, mel_features, mfcc_features, prosody_features
 from dialogue_nerfstudio.conversation.conversation import Conversation
 from dialogue_nerfstudio.conversation.errors import DialogueError
 from dialogue_nerfstudio.conversation.files import read_npz, write_npz
-from dialogue_nerfstudio.process.audio_features import at_16k, exactly, mel_features, mfcc_features, prosody_features
 
 FEATURE_KINDS = ("mel", "mfcc", "prosody", "wav2lip", "contrastive", "hubert", "wav2vec2")
 """Every audio feature that can be made."""

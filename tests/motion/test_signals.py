@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from dialogue_nerfstudio.conversation.acoustics import mel_features, mel_spectrogram
 from dialogue_nerfstudio.motion.generator import join_parts
 from dialogue_nerfstudio.motion.signals import MotionSignals, mel_windows
-from dialogue_nerfstudio.process.audio_features import mel_features, mel_spectrogram
 
 
 def _sound(seconds: float) -> np.ndarray:

@@ -7,6 +7,7 @@ import pytest
 import soundfile
 from scipy.spatial.transform import Rotation
 
+from dialogue_nerfstudio.conversation.acoustics import mel_features
 from dialogue_nerfstudio.conversation.conversation import Camera, Conversation, Participant, save_conversation
 from dialogue_nerfstudio.conversation.errors import DialogueError
 from dialogue_nerfstudio.conversation.motion import EXPRESSION_NAMES, Motion
@@ -25,7 +26,6 @@ from dialogue_nerfstudio.output.driving import (
     quiet_mouth,
     resample_motion,
 )
-from dialogue_nerfstudio.process.audio_features import mel_features
 
 
 def make_motion(num_frames: int, seed: int, residuals: int = 2, fps: float = 25.0) -> Motion:

@@ -10,10 +10,10 @@ from speech_weights import write_audio_encoder, write_speech_model, write_wav2li
 from tiny_conversation import write_tiny_conversation
 
 from dialogue_nerfstudio.conversation import DialogueError, load_conversation
+from dialogue_nerfstudio.conversation.acoustics import mel_features
 from dialogue_nerfstudio.conversation.files import read_npz, write_npz
 from dialogue_nerfstudio.motion.audio_encoder import load_audio_encoder
 from dialogue_nerfstudio.process import speech_models
-from dialogue_nerfstudio.process.audio_features import mel_features
 from dialogue_nerfstudio.process.features import (
     FeatureExtractor,
     features_of_new_sound,
