@@ -116,7 +116,8 @@ class MotionDataset:
             raise DialogueError(f"the eval fraction must lie between 0 and 1, not {eval_fraction}.")
         self.split, self.window, self.with_mel = split, window, with_mel
         self.person_ids: List[str] = []
-        """The name of every person, by number: the folder's, a slash, and the id in it."""
+        """The name of every person, by number: the folder's (its path, where two are called the same), a slash, and the
+        id in it."""
         self.styles: Dict[int, Dict[str, Any]] = {}
         """Number → true style, of simulated people."""
         self._basis: Optional[Tuple[str, Tuple[str, ...], float]] = None
@@ -125,7 +126,10 @@ class MotionDataset:
         self._sections: Dict[str, List[_Section]] = {"train": [], "eval": [], "unseen": []}
         self._eval_fraction = eval_fraction
         self._open: OrderedDict[int, Arrays] = OrderedDict()
-        for path in dict.fromkeys(Path(source) for source in sources):
+        paths = list(dict.fromkeys(Path(source) for source in sources))
+        names = [path.name for path in paths]
+        self._names = {path: path.name if names.count(path.name) == 1 else str(path) for path in paths}
+        for path in paths:
             self._add(path)
         self._lay_out()
 
@@ -158,7 +162,7 @@ class MotionDataset:
             self._sections[entry.split].append(_Section(len(self._sources), 0, entry.num_frames))
             self._sources.append(
                 _Source(
-                    name=f"{path.name}/{entry.name}",
+                    name=f"{self._names[path]}/{entry.name}",
                     ids=entry.people,
                     people=tuple(numbers[name] for name in entry.people),
                     num_frames=entry.num_frames,
@@ -169,10 +173,11 @@ class MotionDataset:
 
     def _add_recorded(self, path: Path) -> None:
         conversation = load_conversation(path, needs_pictures=False)
-        if not conversation.has_pictures:
+        voices = [participant.id for participant in conversation.participants if participant.is_voice]
+        if voices:
             raise DialogueError(
-                f"{path} was made from sound alone, there is no motion to learn from in it; leave it out, or process a "
-                "video of these people."
+                f"of {', '.join(voices)} in {path} there is a voice, but no motion to learn from; leave this "
+                "conversation out, or process a video of these people."
             )
         motion = conversation.participants[0].motion
         self._check_basis(path, motion.expression_basis, motion.expression_names, conversation.fps)
@@ -183,11 +188,18 @@ class MotionDataset:
         self._sections["train"].append(_Section(len(self._sources), 0, middle))
         self._sections["eval"].append(_Section(len(self._sources), middle, conversation.num_frames))
         self._sources.append(
-            _Source(path.name, ids, people, conversation.num_frames, partial(recorded_arrays, path), is_simulated=False)
+            _Source(
+                name=self._names[path],
+                ids=ids,
+                people=people,
+                num_frames=conversation.num_frames,
+                open=partial(recorded_arrays, path),
+                is_simulated=False,
+            )
         )
 
     def _new_person(self, path: Path, name: str) -> int:
-        self.person_ids.append(f"{path.name}/{name}")
+        self.person_ids.append(f"{self._names[path]}/{name}")
         return len(self.person_ids) - 1
 
     def _check_basis(self, path: Path, basis: str, names: Sequence[str], fps: float) -> None:
@@ -207,7 +219,7 @@ class MotionDataset:
         stride = -(-self.window // BLOCK) * BLOCK
         sections = self._sections[self.split]
         if not sections:
-            names = ", ".join(dict.fromkeys(source.name.partition("/")[0] for source in self._sources))
+            names = ", ".join(self._names.values())
             raise DialogueError(
                 f"there is nothing in the split '{self.split}' of {names}; simulate more people or hours, or choose "
                 "another split."
@@ -496,9 +508,3 @@ class _Moments:
         deviation = np.sqrt(np.maximum(self._squares / max(self._count, 1) - mean**2, 0.0))
         deviation = np.where(deviation > 1e-6, deviation, 1.0)
         return torch.from_numpy(np.stack([mean, deviation]).astype(np.float32))
-
-
-def epoch_windows(num_windows: int, seed: int, epoch: int, rank: int = 0, world_size: int = 1) -> Int[np.ndarray, " n"]:
-    """The window numbers that one of `world_size` processes takes in an epoch, shuffled: together all of them, each
-    once."""
-    return np.random.default_rng([seed, epoch]).permutation(num_windows)[rank::world_size]

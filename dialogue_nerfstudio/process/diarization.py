@@ -24,9 +24,9 @@ from jaxtyping import Bool, Float, Float32, Int
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
+from dialogue_nerfstudio.conversation.acoustics import SAMPLE_RATE, at_16k
 from dialogue_nerfstudio.conversation.errors import DialogueError
 from dialogue_nerfstudio.conversation.roles import SpeechSegment
-from dialogue_nerfstudio.process.audio_features import SAMPLE_RATE, at_16k
 from dialogue_nerfstudio.process.overlap import OverlapConfig, pure_windows, state_scores, states_of
 from dialogue_nerfstudio.process.sound_source import ArraySound, SoundSource
 

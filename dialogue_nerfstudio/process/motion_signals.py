@@ -9,8 +9,8 @@ from typing import Iterator, Optional, Sequence, Tuple
 import numpy as np
 from jaxtyping import Bool, Float32
 
+from dialogue_nerfstudio.conversation.acoustics import SAMPLE_RATE, mel_spectrogram, prosody_features
 from dialogue_nerfstudio.motion.signals import BLOCK, MEL_RATE, MotionSignals
-from dialogue_nerfstudio.process.audio_features import SAMPLE_RATE, mel_spectrogram, prosody_features
 from dialogue_nerfstudio.process.participant_audio import split_by_role
 from dialogue_nerfstudio.process.sound_source import SoundSource
 

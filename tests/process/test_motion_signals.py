@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dialogue_nerfstudio.process.audio_features import mel_spectrogram, prosody_features
+from dialogue_nerfstudio.conversation.acoustics import mel_spectrogram, prosody_features
 from dialogue_nerfstudio.process.motion_signals import HeardConversation
 from dialogue_nerfstudio.process.participant_audio import split_by_role
 from dialogue_nerfstudio.process.sound_source import ArraySound
