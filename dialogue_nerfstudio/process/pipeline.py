@@ -80,7 +80,7 @@ MAX_WORKERS = 4
 FACE_MODEL_NAME = "face_model.npz"
 """The basis of a conversation's expressions, where it is not the shared one."""
 
-MAX_SOUNDLESS_SHARE = 0.1
+MAX_SOUNDLESS_SHARE = 0.25
 """Largest part of the pictures, at their end, that may have no sound: a face that talks in silence would be learned."""
 
 MAX_SOUNDLESS_SECONDS = 1.0
