@@ -21,6 +21,8 @@ MEL_PREEMPHASIS = 0.97
 MFCC_COEFFICIENTS = 13
 MEL_BLOCK = 8000
 """Steps analysed at once, 100 s: what keeps memory flat over hours of sound."""
+PROSODY_BLOCK = 2500
+"""Frames analysed at once, 100 s at 25 fps, likewise."""
 MEL_STEPS = 16
 """Steps of MEL_HOP samples in one frame's window: 16 x 12.5 ms = 200 ms (DialogueNeRF 4.1, Wav2Lip)."""
 
@@ -90,10 +92,13 @@ def prosody_features(
     length = round(SAMPLE_RATE / fps)
     starts = np.round(np.arange(num_frames) * SAMPLE_RATE / fps).astype(int)
     audio = exactly(audio, int(np.ceil(num_frames * SAMPLE_RATE / fps)) + length)
-    frames = audio[starts[:, None] + np.arange(length)]
-    crossings = librosa.zero_crossings(frames, pad=False, axis=-1).mean(-1)
-    rms = np.sqrt(np.mean(np.square(frames), axis=-1))
-    return np.stack([crossings, rms], axis=-1).astype(np.float32)
+    features = np.empty((num_frames, 2), np.float32)
+    for first in range(0, num_frames, PROSODY_BLOCK):
+        block = slice(first, first + PROSODY_BLOCK)
+        frames = audio[starts[block, None] + np.arange(length)]
+        features[block, 0] = librosa.zero_crossings(frames, pad=False, axis=-1).mean(-1)
+        features[block, 1] = np.sqrt(np.mean(np.square(frames), axis=-1))
+    return features
 
 
 def at_16k(audio: Float[np.ndarray, " num_samples"], sample_rate: int) -> Float[np.ndarray, " num_resampled"]:

@@ -26,6 +26,9 @@ def test_long_sound_is_analysed_in_blocks_that_leave_no_trace(monkeypatch):
     monkeypatch.setattr(acoustics, "MEL_BLOCK", 50)
     np.testing.assert_allclose(mel_spectrogram(audio), whole, atol=1e-6)
     assert len(whole) == 1 + len(audio) // 200
+    prosody = prosody_features(audio, SAMPLE_RATE, 75)
+    monkeypatch.setattr(acoustics, "PROSODY_BLOCK", 7)
+    np.testing.assert_array_equal(prosody_features(audio, SAMPLE_RATE, 75), prosody)
 
 
 def test_silence_is_the_lowest_value_and_range_is_kept():

@@ -77,8 +77,8 @@ class MotionHoursConfig:
                 f"num-people is {self.num_people}, but must be at least the {self.people_per_conversation} of a "
                 "conversation and at most 100000."
             )
-        if not 10.0 <= self.conversation_seconds <= 3600.0:
-            raise DialogueError(f"seconds is {self.conversation_seconds:g}, but must be 10 to 3600.")
+        if not 10.0 <= self.conversation_seconds <= 1800.0:
+            raise DialogueError(f"seconds is {self.conversation_seconds:g}, but must be 10 to 1800.")
         if self.hours * 3600.0 < _CYCLE * 10.0:
             raise DialogueError(
                 f"hours is {self.hours:g}, but a data set has at least {_CYCLE} conversations of 10 s, "
