@@ -1,7 +1,7 @@
 """How well `dialogue-pose-tcn` foresees listeners' nods on simulated conversations whose ceiling is known, with and
 without sound and the speaker's poses (DialogueNeRF, Fig. 7 and 8): a table and curves over the truth.
 
-Run: python benchmarks/pose_tcn.py [--data FOLDER] [--seeds 5] [--steps 1500] [--figure docs/images/pose_tcn.png]
+Run: python benchmarks/pose_tcn.py [--data FOLDER] [--seeds 5] [--steps 800] [--figure docs/images/pose_tcn.png]
 
 Every variant is trained on the same conversations, once a seed, and looks at held-out conversations of the same people
 from end to end: everything after the first ten seconds counts. Correlations are of the Euler pitch over listening

@@ -20,7 +20,7 @@ Memories = List[Float[Tensor, "B _ _"]]
 class TcnConfig:
     """Sizes of a TCN."""
 
-    channels: int = 48
+    channels: int = 32
     """Channels of every hidden layer."""
     levels: int = 5
     """Residual blocks; the convolutions of block i are dilated by 2^i."""
