@@ -76,8 +76,13 @@ class PoseTcnBenchmark:
                 found["share"] = found["correlation"] / found["ceiling"]
                 results[name].append(found)
                 curves.setdefault(name, expected)
+                if not changes:
+                    whole = model
                 print(f"seed {seed}, {name}: {found}", flush=True)
         print(table(results))
+        # The last seed's model that hears and sees, by itself.
+        figures = {key: round(value, 3) for key, value in generation(whole, data).items()}
+        print(f"generation: {figures}")
         if self.table:
             self.table.write_text(json.dumps(results, indent=2))
         if self.figure:
@@ -123,6 +128,39 @@ def whole_conversations(data: Path) -> MotionWindows:
     lengths = {len(each.motions[0].head_pose) for each in MotionDataset([data], "eval").sequences()}
     dataset = MotionDataset([data], "eval", min(lengths))
     return dataset.batch(range(len(dataset))).to(device())
+
+
+def generation(model: PoseTcn, data: Path) -> Dict[str, float]:
+    """Held-out conversations generated from their sound alone: speed, liveliness, and whether listeners still answer.
+
+    Returns:
+        frames of everybody a CPU second; deviation of the generated pitch over the true one, sampled and most likely;
+        correlation of the most likely pitch of listeners with the truth where the speaker's poses are generated too;
+        share of the characters whose code is mostly that of the right person.
+    """
+    frames, seconds, recognised = 0, 0.0, []
+    pitches: Dict[str, List[torch.Tensor]] = {"truth": [], "likely": [], "sampled": [], "listening": []}
+    for sequence in MotionDataset([data], "eval", 500).sequences():
+        for name, sampled in (("sampled", True), ("likely", False)):
+            started = time.process_time()
+            parts = model.generator(sampled).generate(sequence.signals, sequence.characters, seed=0)
+            seconds, frames = seconds + time.process_time() - started, frames + sequence.signals.num_frames
+            pitches[name] += [pitch(torch.from_numpy(parts[who.id]["head_pose"])) for who in sequence.characters]
+        pitches["truth"] += [pitch(torch.from_numpy(motion.head_pose)) for motion in sequence.motions]
+        speaking = torch.from_numpy(sequence.signals.speaking)
+        pitches["listening"] += list(~speaking & speaking.flip(0))
+        rest = torch.stack([torch.from_numpy(who.reference.head_pose).mean(dim=0) for who in sequence.characters])
+        found = model.known.recognise(rest.to(device()))
+        recognised += [float(found[row, person] > 0.5) for row, person in enumerate(sequence.people)]
+    joined = {name: torch.stack(parts) for name, parts in pitches.items()}
+    truth = joined["truth"].std(dim=1).mean()
+    return {
+        "frames_per_cpu_second": frames / seconds,
+        "sampled_deviation": float(joined["sampled"].std(dim=1).mean() / truth),
+        "likely_deviation": float(joined["likely"].std(dim=1).mean() / truth),
+        "listener_correlation": masked_correlation(joined["likely"], joined["truth"], joined["listening"]),
+        "recognised": float(np.mean(recognised)),
+    }
 
 
 def table(results: Dict[str, List[Dict[str, float]]]) -> str:

@@ -2,6 +2,10 @@
 
 import copy
 import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +21,7 @@ from dialogue_nerfstudio.motion.tcn import TcnConfig
 from dialogue_nerfstudio.motion.training.config import METHODS, motion_method
 from dialogue_nerfstudio.motion.training.datamanager import MotionDataManager
 from dialogue_nerfstudio.motion.training.load import load_generator, load_motion_model, read_motion_config
+from dialogue_nerfstudio.motion.training.pipeline import MotionPipeline
 from dialogue_nerfstudio.motion.training.trainer import CpuProcesses, MotionMachineConfig
 
 SMALL = PoseTcnConfig(tcn=TcnConfig(channels=8, levels=2, dropout=0.1), context=30, target=30)
@@ -56,6 +61,60 @@ def train(config):
 
     train_loop(0, 1, config)
     return config.get_base_dir() / "config.yml"
+
+
+@pytest.fixture(scope="module")
+def motion_folder(tmp_path_factory) -> Path:
+    """Eight simulated conversations of ten seconds between four people."""
+    from dialogue_nerfstudio.conversation.simulate.motion_hours import MotionHoursConfig, simulate_motion_hours
+
+    folder = tmp_path_factory.mktemp("data") / "talks"
+    simulate_motion_hours(MotionHoursConfig(hours=80 / 3600, num_people=4), folder, workers=1)
+    return folder
+
+
+def nerfstudio(script: str, *arguments: object, folder: Path) -> subprocess.CompletedProcess:
+    """`ns-<script> arguments`, without relying on what is on the PATH."""
+    return subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"from nerfstudio.scripts.{script} import entrypoint; entrypoint()",
+            *map(str, arguments),
+        ],
+        cwd=folder,
+        env={
+            **os.environ,
+            "NERFSTUDIO_METHOD_CONFIGS": "dialogue-pose-tcn="
+            "dialogue_nerfstudio.motion.training.config:dialogue_pose_tcn",
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def trained_alone(config, steps: int) -> torch.nn.Module:
+    """What two processes should come to: steps along the mean of the gradients that each has on windows of its own."""
+    torch.manual_seed(config.machine.seed)
+    first, second = (MotionPipeline(config.pipeline, "cpu", local_rank=rank) for rank in range(2))
+    (parameters,) = first.get_param_groups().values()
+    group = config.optimizers["networks"]
+    optimiser = group["optimizer"].setup(params=parameters)
+    scheduler = replace(group["scheduler"], max_steps=steps).setup().get_scheduler(optimiser, 0.0)
+    for step in range(steps):
+        second.model.load_state_dict(first.model.state_dict())
+        for pipeline in (first, second):
+            pipeline.train()
+            pipeline.zero_grad()
+            sum(pipeline.get_train_loss_dict(step)[1].values()).backward()
+        for mine, other in zip(parameters, second.model.parameters(), strict=True):
+            mine.grad = (mine.grad + other.grad) / 2
+        torch.nn.utils.clip_grad_norm_(parameters, group["optimizer"].max_norm)
+        optimiser.step()
+        scheduler.step()
+    return first.model
 
 
 def newest(config_path: Path) -> dict:
@@ -193,3 +252,29 @@ def test_gp_vae_trains_both_stages_and_generates_from_its_checkpoint(tmp_path):
     read, generator = load_generator(config_path, "cpu")
     assert read.pipeline.model == model and read.load_step == 3
     assert isinstance(generator, GpVaeGenerator) and generator.model.blinks.frames > 0
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_that_one_would_with_both_their_windows(tmp_path, motion_folder, monkeypatch):
+    """ns-train with two processes of a CPU, and ns-eval of what they trained, as a user would run them."""
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    small = ["channels 4", "levels 2"]
+    arguments = [
+        *("dialogue-pose-tcn", "--data", motion_folder, "--timestamp", "run", "--max-num-iterations", "3"),
+        *("--machine.num-devices", "2", "--machine.device-type", "cpu"),
+        *(part for option in small for part in f"--pipeline.model.tcn.{option}".split()),
+        *("--pipeline.model.context", "30", "--pipeline.model.target", "30"),
+        *("--pipeline.datamanager.windows-per-batch", "3"),
+    ]
+    done = nerfstudio("train", *arguments, folder=tmp_path)
+    assert done.returncode == 0, done.stderr + done.stdout
+    config_path = tmp_path / "outputs" / motion_folder.name / "dialogue-pose-tcn" / "run" / "config.yml"
+    _, model = load_motion_model(config_path, "cpu")
+    expected = trained_alone(read_motion_config(config_path), steps=3)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.data, dict(expected.named_parameters())[name].data, rtol=1e-4, atol=1e-6)
+    done = nerfstudio("eval", "--load-config", config_path, "--output-path", "eval.json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr + done.stdout
+    results = json.loads((tmp_path / "eval.json").read_text())["results"]
+    assert {"pitch_correlation", "share_of_ceiling"} <= set(results)
