@@ -1,9 +1,11 @@
 """Trainer of motion models: nerfstudio's, with epochs, and processes that train together on a CPU."""
 
+import random
 import socket
 from dataclasses import dataclass, field
 from typing import Any, Optional, Type, Union
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from nerfstudio.configs.base_config import MachineConfig
@@ -104,15 +106,20 @@ def _free_port() -> int:
 
 
 def _train_in_process(rank: int, processes: int, port: int, config: MotionTrainerConfig) -> None:
-    from nerfstudio.scripts.train import train_loop
-
     # Together they should not use more cores than one process would.
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=processes, rank=rank)
     # What nerfstudio's launcher would have made: every process is on this machine.
     comms.LOCAL_PROCESS_GROUP = dist.new_group(list(range(processes)))
     try:
-        train_loop(rank, processes, config, rank)
+        # As nerfstudio's train_loop, whose module would bring every other method into each process.
+        seed = config.machine.seed + rank
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        trainer = config.setup(local_rank=rank, world_size=processes)
+        trainer.setup()
+        trainer.train()
         comms.synchronize()
     finally:
         dist.destroy_process_group()

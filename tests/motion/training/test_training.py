@@ -91,7 +91,7 @@ def nerfstudio(script: str, *arguments: object, folder: Path) -> subprocess.Comp
         },
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
 
 
