@@ -39,6 +39,7 @@ def benchmark_module(monkeypatch, tmp_path):
         "rendering",
         "processing",
         "motion_ceiling",
+        "pose_tcn",
     ):
         sys.modules.pop(name, None)
 
@@ -56,6 +57,21 @@ def test_motion_ceiling(benchmark_module, capsys):
     for sense in ("sound", "partner's motion"):
         assert rows[f"without {sense}, linear"] < rows["ceiling"] - 0.03
     assert 0.6 < rows["ceiling"] < 0.95
+
+
+def test_pose_tcn(benchmark_module, tmp_path, capsys):
+    from dialogue_nerfstudio.conversation.simulate.motion_hours import MotionHoursConfig, simulate_motion_hours
+
+    talks = MotionHoursConfig(hours=8 * 24 / 3600, num_people=4, conversation_seconds=24.0)
+    simulate_motion_hours(talks, tmp_path / "talks", workers=1)
+    module = benchmark_module("pose_tcn")
+    table, figure = tmp_path / "figures.json", tmp_path / "curves.png"
+    module.PoseTcnBenchmark(data=tmp_path / "talks", seeds=2, steps=2, figure=figure, table=table).run()
+    results = json.loads(table.read_text())
+    assert list(results) == list(module.VARIANTS) and all(len(runs) == 2 for runs in results.values())
+    for runs in results.values():
+        assert all(np.isfinite(list(found.values())).all() and found["ceiling"] > 0.5 for found in runs)
+    assert figure.stat().st_size > 0 and "frames_per_cpu_second" in capsys.readouterr().out
 
 
 def test_hash_grid(benchmark_module):

@@ -255,7 +255,9 @@ class PoseTcn(MotionModel):
     def _remember_residual(self, z: Float[Tensor, "B T 6"]) -> None:
         """Running means, in which early steps, when everything was unexpected, are forgotten."""
         share = max(FORGETTING, 1.0 / (1.0 + float(self.residual_weight)))
-        self.residual_covariances.lerp_(lag_covariances(z, self.config.residual_order), share)
+        with torch.autocast(z.device.type, enabled=False):
+            found = lag_covariances(z.float(), self.config.residual_order)
+        self.residual_covariances.lerp_(found, share)
         self.residual_weight += 1.0
 
     @torch.no_grad()
