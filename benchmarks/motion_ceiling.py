@@ -4,11 +4,12 @@ For every rotation column, over frames in which the person listens (the partner 
 speak: the correlation with the actual pose of what a predictor expects that knows everything (the ceiling), that does
 not hear, and that does not see the partner. The latter two twice: `additive` leaves the missing sense's part out;
 `linear` puts back what the best linear filter of the sense that is left says about it, since people move with what they
-say. A predictor that lacks a sense can reach `linear`, and little more.
+say. A predictor that lacks a sense can reach `linear`, and little more. `without knowing the person` is a predictor
+that knows nothing of a style but the size of motion.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Dict, List, Tuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from dialogue_nerfstudio.conversation.simulate.answering_heads import (
     delayed,
     loudness,
     motion_drive,
+    nods,
     smooth_role,
     sound_answer,
     sound_drive,
@@ -28,6 +30,8 @@ from dialogue_nerfstudio.conversation.simulate.styles import PersonStyle, draw_s
 LAGS = 75
 AHEAD = 11
 """A mean latency: what a predictor has heard and seen since the moment that is answered."""
+LATENCIES = range(5, 18)
+"""Frames; the latencies of people are spread evenly over these."""
 
 
 @dataclass
@@ -93,6 +97,7 @@ def measure(talks: List[Tuple[List[PersonStyle], MotionOnlyConversation]]) -> Di
             "without partner's motion, linear": blind
             + gain * np.stack([delayed(column, style.latency) for column in seen[number].T], axis=1),
         }
+        guesses["without knowing the person"] = of_anybody(talk, person, style)
         for name, guess in guesses.items():
             found.setdefault(name, []).append([correlation(guess[listens, c], actual[listens, c]) for c in range(3)])
         found.setdefault("ceiling, speaking", []).append(
@@ -102,6 +107,31 @@ def measure(talks: List[Tuple[List[PersonStyle], MotionOnlyConversation]]) -> Di
             [correlation(expected[:, c], actual[:, c]) for c in range(3)]
         )
     return {name: np.mean(values, axis=0) for name, values in found.items()}
+
+
+def of_anybody(talk: MotionOnlyConversation, person: int, style: PersonStyle) -> np.ndarray:
+    """How people listen on average over latencies and gains; only the size of motion and how the head is held are this
+    person's, which a few seconds of them show."""
+    other, role = 1 - person, smooth_role(talk.speaking)
+    sound = sound_drive(talk.prosody[other])
+    motion = motion_drive(talk.heads.head_pose[other, :, :3], role[other])
+    listening = (1.0 - role[person])[:, None]
+    answers = np.zeros((len(sound), 3))
+    for latency in LATENCIES:
+        anybody = replace(
+            style,
+            latency=latency,
+            sound_gain=0.675,
+            motion_gain=0.875,
+            nod_size=2.6,
+            nod_frequency=1.7,
+            nod_loudness=0.625,
+        )
+        answers += sound_answer(sound, role[person], anybody)
+        later = np.stack([delayed(column, latency) for column in motion.T], axis=1)
+        answers += listening * np.array(style.amplitude) * anybody.motion_gain * later
+        answers[:, 0] += listening[:, 0] * nods(talk.prosody[other], anybody)
+    return answers / len(LATENCIES)
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
