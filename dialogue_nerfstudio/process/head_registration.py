@@ -32,6 +32,7 @@ from dialogue_nerfstudio.process.head_pose import (
     project,
     projection_jacobian,
     rotation_jitter,
+    whittaker_smooth,
 )
 from dialogue_nerfstudio.process.landmarks import fill_gaps
 
@@ -67,6 +68,10 @@ OUTLIER = 20.0
 
 ROUNDS = 2
 """Turns of registering to the mean and taking the mean of what is registered."""
+
+CORRECTION_SMOOTHING = 0.5
+"""Weight of the corrections' squared second differences; light, since it is only there for single frames' noise, which
+trembles."""
 
 
 @dataclass
@@ -165,7 +170,8 @@ def corrections(
             hessian = (design * trust[:, None]).T @ design + np.diag([1.0] * 6 + [1e-9] * 2)
             found[index] = np.linalg.solve(hessian, (design * trust[:, None]).T @ target)[:6] * prior
             moved[index] = seen.brightness[index] + by_pose @ found[index]
-    return fill_gaps(found - found[frames].mean(axis=0), visible)
+    smooth = whittaker_smooth(found - found[frames].mean(axis=0), visible.astype(np.float64), CORRECTION_SMOOTHING)
+    return fill_gaps(smooth, visible)
 
 
 def register_head(
