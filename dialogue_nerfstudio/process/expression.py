@@ -51,6 +51,14 @@ EXPRESSION_SMOOTHING = 0.25
 EYEBALL_RADIUS = 0.0115
 """Metres from an eyeball's centre to the iris."""
 
+IRIS_BEFORE_CORNERS = 0.006
+"""Metres by which an iris that looks straight ahead lies before the middle between the corners of its lids. A mesh
+network gives irises the depth of the lids or less; a head that turns then seems to take its gaze along, or to turn it
+the other way."""
+
+GAZE_LANDMARKS = (*EYE_CORNERS[0], *EYE_CORNERS[1], LEFT_IRIS[0], RIGHT_IRIS[0])
+"""What gaze is read from."""
+
 # Six points an eye in the order of the eye aspect ratio (Soukupová & Čech 2016): corner, two above, corner, two below.
 EAR_POINTS = ((362, 385, 387, 263, 373, 380), (33, 160, 158, 133, 153, 144))
 
@@ -217,8 +225,16 @@ def blink_from_ratio(ratio: Float[np.ndarray, "num_frames 2"], fps: float) -> Fl
     return np.clip(blink, 0.0, 1.0)
 
 
+def eyes_in_depth(shape: Float[np.ndarray, "478 3"]) -> Float[np.ndarray, "478 3"]:
+    """A face whose irises lie IRIS_BEFORE_CORNERS before the corners of their lids."""
+    placed = shape.copy()
+    for corners, iris in zip(EYE_CORNERS, (LEFT_IRIS, RIGHT_IRIS), strict=True):
+        placed[list(iris), 2] = shape[list(corners), 2].mean() + IRIS_BEFORE_CORNERS
+    return placed
+
+
 def gaze_from_irises(
-    frontal: Float[np.ndarray, "num_frames 478 2"],
+    landmarks: Float[np.ndarray, "num_frames 6 2"],
     blink: Float[np.ndarray, "num_frames 2"],
     distance: float = np.inf,
 ) -> Float[np.ndarray, "num_frames 2 2"]:
@@ -229,16 +245,14 @@ def gaze_from_irises(
     is as far away as the camera: the eyes converge to it. Frames with closed lids are bridged.
 
     Args:
-        frontal: landmarks as seen from in front of the face, metres.
+        landmarks: GAZE_LANDMARKS as seen from in front of the face, metres.
         blink: closure of the lids.
         distance: from the eyes to the camera, metres.
     """
-    centers = eye_centers(frontal)
-    irises = np.stack([frontal[:, LEFT_IRIS[0]], frontal[:, RIGHT_IRIS[0]]], axis=1)
-    axes = np.stack(
-        [frontal[:, a] - frontal[:, b] for a, b in ((EYE_CORNERS[0][1], EYE_CORNERS[0][0]), EYE_CORNERS[1][::-1])],
-        axis=1,
-    )
+    corners, irises = landmarks[:, :4].reshape(-1, 2, 2, 2), landmarks[:, 4:]
+    centers = corners.mean(axis=2)
+    # Both axes run to the person's left: from the nose in the left eye, to it in the right one.
+    axes = corners[:, :, 1] - corners[:, :, 0]
     axes /= np.linalg.norm(axes, axis=-1, keepdims=True)
     offset = irises - centers
     along = (offset * axes).sum(axis=-1)
@@ -276,17 +290,24 @@ def measure_face(
 ) -> FaceMotion:
     """Everything this stage measures, from landmarks without gaps and the head's poses.
 
+    Expression is told at the poses that fit the landmarks: what all of them do together is no expression. Irises are
+    seen and not guessed, so gaze is told at the head's own poses.
+
     Where the tracker sees no irises, gaze is zero: straight ahead.
     """
-    points = track.points
+    points, exact, head = track.points, head, head.by_landmarks()
+    eyes = replace(exact, shape=eyes_in_depth(head.shape), landmark_poses=None)
     weights = weights_of_measured(track.measured)
     seen = (track.visible if visible is None else visible).astype(np.float64)
     expression = whittaker_smooth(fit_expression(points, head, basis, weights=weights), seen, EXPRESSION_SMOOTHING)
     expression = np.clip(expression, basis.lower, basis.upper)
     frontal, left_over = np.empty(points.shape), np.empty(points.shape)
+    looking = np.empty((len(points), len(GAZE_LANDMARKS), 2))
     for part in chunks(len(points)):
         posed = replace(head, rotations=head.rotations[part], translations=head.translations[part])
         frontal[part] = frontal_positions(points[part].astype(np.float64), posed)
+        posed = replace(eyes, rotations=eyes.rotations[part], translations=eyes.translations[part])
+        looking[part] = frontal_positions(points[part].astype(np.float64), posed)[:, list(GAZE_LANDMARKS)]
         explained = np.einsum("te,end->tnd", expression[part], basis.expression[..., :2])
         left_over[part] = frontal[part] - head.shape[:, :2] - explained
     residual, residual_basis = personal_residual(left_over, num_residuals, weights)
@@ -304,7 +325,7 @@ def measure_face(
         residual=whittaker_smooth(residual, seen, EXPRESSION_SMOOTHING),
         residual_basis=residual_basis,
         blink=blink,
-        gaze=gaze_from_irises(frontal, blink, distance) if track.has_irises else np.zeros((len(points), 2, 2)),
+        gaze=gaze_from_irises(looking, blink, distance) if track.has_irises else np.zeros((len(points), 2, 2)),
         mouth_opening=mouth_opening(frontal),
         fit_error=float(fit_error),
     )

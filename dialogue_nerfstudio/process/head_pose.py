@@ -114,12 +114,22 @@ class HeadTrack:
     translations: Float[np.ndarray, "num_frames 3"]
     """Head to *camera* space."""
     reprojection_error: Float[np.ndarray, " num_frames"]
-    """Root mean square over the rigid landmarks, pixels."""
+    """Root mean square over the rigid landmarks at the poses that fit them, pixels."""
     focal: float
     center: Tuple[float, float]
     """Principal point, pixels."""
     jitter: float
     """Frame-to-frame noise of the rotation, degrees (see `rotation_jitter`)."""
+    landmark_poses: Optional[Tuple[Float[np.ndarray, "num_frames 3 3"], Float[np.ndarray, "num_frames 3"]]] = None
+    """Rotations and translations that fit the landmarks, where the poses above fit the pictures; what landmarks
+    tell of a face's shape is told against these."""
+
+    def by_landmarks(self) -> "HeadTrack":
+        """The same head with the poses that fit its landmarks."""
+        if self.landmark_poses is None:
+            return self
+        rotations, translations = self.landmark_poses
+        return replace(self, rotations=rotations, translations=translations, landmark_poses=None)
 
     def person_origin(self, visible: Bool[np.ndarray, " num_frames"]) -> Float[np.ndarray, " 3"]:
         """The clip's mean head position in camera space: where person space has its origin."""

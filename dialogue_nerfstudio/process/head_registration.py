@@ -181,7 +181,7 @@ def register_head(
     progress: Optional[Callable[[float], None]] = None,
 ) -> HeadTrack:
     """The track with its poses registered. Its shape, its camera and `reprojection_error`, which says how well
-    landmarks fit the pose that they gave, stay.
+    landmarks fit the pose that they gave, stay; so do those poses, as `landmark_poses`.
 
     Args:
         frames: all of them, in order.
@@ -196,4 +196,5 @@ def register_head(
         rotations=rotations,
         translations=head.translations + found[:, 3:],
         jitter=rotation_jitter(rotations[visible]),
+        landmark_poses=(head.rotations, head.translations),
     )

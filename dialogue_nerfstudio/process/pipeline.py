@@ -368,7 +368,7 @@ class Processing:
                 "joint_fit": config.joint_fit,
                 "register_head": config.register_head,
             },
-            version=3,
+            version=4,
         )
         runner.run(
             "expression",
@@ -376,6 +376,7 @@ class Processing:
             [self.work(f"{i}_motion.npz") for i in each] + [self.person(i, "face.npz") for i in each],
             needs=["head"],
             options={"num_residuals": config.num_residuals, "basis": self.basis.hash},
+            version=2,
         )
         runner.run(
             "labels",
@@ -665,11 +666,14 @@ class Processing:
                 head = refine_head(track, head)
             if self.config.register_head:
                 head = register_head(reader.iterate(), head, track.visible, progress)
+        by_landmarks = head.by_landmarks()
         write_npz(
             self.work(f"{participant}_head.npz"),
             shape=head.shape,
             rotations=head.rotations,
             translations=head.translations,
+            landmark_rotations=by_landmarks.rotations,
+            landmark_translations=by_landmarks.translations,
             reprojection_error=head.reprojection_error,
             focal=np.array(head.focal),
             center=np.array(head.center),
@@ -704,6 +708,7 @@ class Processing:
             focal=float(arrays["focal"]),
             center=(float(arrays["center"][0]), float(arrays["center"][1])),
             jitter=float(arrays["jitter"]),
+            landmark_poses=(arrays["landmark_rotations"], arrays["landmark_translations"]),
         )
         return track, (width, height)
 

@@ -1,7 +1,10 @@
 """Expression, residual, blink and gaze against synthetic faces whose coefficients are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 from synthetic_face import synthetic_face
 
 from dialogue_nerfstudio.conversation.expression_basis import EYE_CORNERS, LEFT_IRIS, RIGHT_IRIS, expression_basis
@@ -131,6 +134,33 @@ def test_eye_aspect_ratio_is_the_person_s_left_first():
     assert left < 0.05 < right
 
 
+def _eyes(frontal: np.ndarray) -> np.ndarray:
+    return frontal[:, list(ex.GAZE_LANDMARKS)]
+
+
+def test_a_gaze_that_stays_in_the_head_stays_there_when_the_head_turns():
+    """Irises lie before the lids' corners: parallax must not be taken for a gaze, whatever depth the mesh gives
+    them."""
+    person = synthetic_face(80, expression=np.zeros((80, 28)), turn=1.5)
+    person.shape = ex.eyes_in_depth(person.shape)
+    track, head = person.track(), _true_head(person)
+    head.shape = head.shape.copy()
+    head.shape[list(LEFT_IRIS + RIGHT_IRIS), 2] -= 0.01
+    gaze = ex.measure_face(track, head, expression_basis(), 25.0).gaze
+    assert np.degrees(gaze.std(axis=0)).max() < 0.5, "turns of 21 degrees"
+
+
+def test_expression_is_told_at_the_landmarks_poses_and_gaze_at_the_head_s():
+    person = synthetic_face(60)
+    own = _true_head(person)
+    turned = Rotation.from_rotvec([0.0, 0.1, 0.0]).as_matrix() @ own.rotations
+    registered = replace(own, rotations=turned, landmark_poses=(own.rotations, own.translations))
+    faces = [ex.measure_face(person.track(), head, expression_basis(), 25.0) for head in (own, registered)]
+    np.testing.assert_array_equal(faces[0].expression, faces[1].expression)
+    np.testing.assert_array_equal(faces[0].blink, faces[1].blink)
+    assert np.abs(faces[0].gaze - faces[1].gaze).max() > 0.02
+
+
 @pytest.mark.parametrize(("yaw", "pitch"), [(0.2, 0.0), (-0.2, 0.1), (0.0, -0.15)])
 def test_gaze_is_recovered(yaw, pitch):
     frontal = np.broadcast_to(expression_basis().mean[:, :2], (60, 478, 2)).copy()
@@ -138,7 +168,7 @@ def test_gaze_is_recovered(yaw, pitch):
         middle = frontal[0, list(corners)].mean(axis=0)
         frontal[:, list(iris)] = middle
         frontal[40:, list(iris)] = middle + ex.EYEBALL_RADIUS * np.sin([yaw, pitch])
-    gaze = ex.gaze_from_irises(frontal, np.zeros((60, 2)))
+    gaze = ex.gaze_from_irises(_eyes(frontal), np.zeros((60, 2)))
     np.testing.assert_allclose(gaze[:40], 0.0, atol=0.01)
     np.testing.assert_allclose(gaze[40:, :, 0], yaw, atol=0.02)
     np.testing.assert_allclose(gaze[40:, :, 1], pitch, atol=0.02)
@@ -149,7 +179,7 @@ def test_gaze_is_bridged_while_lids_are_closed():
     frontal[30:33, list(LEFT_IRIS + RIGHT_IRIS)] -= 0.01
     blink = np.zeros((60, 2))
     blink[30:33] = 1.0
-    assert np.abs(ex.gaze_from_irises(frontal, blink)[30:33]).max() < 0.01
+    assert np.abs(ex.gaze_from_irises(_eyes(frontal), blink)[30:33]).max() < 0.01
 
 
 def test_mouth_opening_is_the_gap_over_the_eyes_distance():
@@ -172,6 +202,6 @@ def test_everything_together_is_finite_and_of_the_right_shape():
 
 def test_eyes_converge_to_the_camera_s_distance():
     frontal = np.repeat(expression_basis().mean[None, :, :2], 30, axis=0)
-    far, near = (ex.gaze_from_irises(frontal, np.zeros((30, 2)), distance) for distance in (np.inf, 0.63))
+    far, near = (ex.gaze_from_irises(_eyes(frontal), np.zeros((30, 2)), distance) for distance in (np.inf, 0.63))
     np.testing.assert_allclose(near[..., 0] - far[..., 0], np.tile([-1.0, 1.0], (30, 1)) * np.arctan(0.05), atol=2e-3)
     assert (near[..., 1] == far[..., 1]).all()
