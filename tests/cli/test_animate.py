@@ -95,3 +95,29 @@ def test_people_may_come_from_a_conversation_alone_and_move_by_habit(cli, config
     result = cli("animate", "--load-config", configs[0], *options)
     assert result.code == 0, result.stderr
     assert [path.name for path in (tmp_path / "chat2" / "participants").iterdir()] == ["p1"]
+
+
+def test_what_cannot_be_animated_is_refused(refused, configs, sound, tmp_path):
+    pose, avatars = configs
+    output = ["--output", tmp_path / "out"]
+
+    def refuse(*options, naming):
+        return refused("animate", *options, *output, naming=naming)
+
+    refuse("--load-config", tmp_path / "no.yml", *sound, naming=["no.yml", "no such file"])
+    (tmp_path / "torn.yml").write_text("!!python/object:os.system {}")
+    refuse("--load-config", tmp_path / "torn.yml", *sound, naming=["torn.yml", "not a readable config"])
+    (tmp_path / "other.yml").write_text("method_name: nerfacto\n")
+    refuse("--load-config", tmp_path / "other.yml", *sound, naming=["other.yml", "motion models", "dialogue-nerf"])
+    refuse("--load-config", pose, *sound, naming=["nobody", "--people"])
+    refuse("--load-config", avatars, avatars, *sound, naming=["both"])
+    refuse("--load-config", pose, avatars, "--audio", "no.wav", naming=["--audio no.wav"])
+    refuse("--load-config", pose, avatars, *sound, "--speaker", "p0", naming=["--speaker", "--rttm"])
+    refuse("--load-config", pose, avatars, *sound, "--participants", "bob", naming=["bob", "p0, p1"])
+    refuse("--load-config", pose, avatars, *sound, "--render", "new.avi", naming=["new.avi", ".mp4"])
+    refuse("--load-config", pose, avatars, *sound, "--resolution", "64", naming=["--resolution", "--render"])
+    people = write_tiny_conversation(tmp_path / "people", num_frames=60)
+    refuse("--load-config", pose, "--people", people, *sound, "--render", "a.mp4", naming=["--render", "avatars"])
+    short = write_tiny_conversation(tmp_path / "short", num_frames=20)
+    refuse("--load-config", pose, "--people", short, *sound, naming=["16 recorded frames of p0"])
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("motion.npz"))
