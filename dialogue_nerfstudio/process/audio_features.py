@@ -12,26 +12,14 @@ import av
 import numpy as np
 from jaxtyping import Float, Float32
 
-from dialogue_nerfstudio.conversation.acoustics import (
-    SAMPLE_RATE,
-    at_16k,
-    exactly,
-    mel_features,
-    mel_spectrogram,
-    mfcc_features,
-    prosody_features,
-)
+from dialogue_nerfstudio.conversation.acoustics import SAMPLE_RATE, mel_spectrogram, prosody_features
 from dialogue_nerfstudio.conversation.errors import DialogueError
 from dialogue_nerfstudio.conversation.files import atomic_path
 
 __all__ = [
     "SAMPLE_RATE",
-    "at_16k",
-    "exactly",
     "load_audio",
-    "mel_features",
     "mel_spectrogram",
-    "mfcc_features",
     "mix_tracks",
     "prosody_features",
     "save_wav",
