@@ -132,6 +132,7 @@ class VideoWriter:
         width, height: pixels; libx264 in yuv420p needs them even.
         crf: libx264's quality, lower is better; 10 is visually lossless.
         preset: libx264's effort: "superfast" takes a third of the time of "fast" for files half as large again.
+        tune: what libx264 aims at besides; "fastdecode" halves the time of reading.
 
     Raises:
         DialogueError: odd sizes, a full disk.
@@ -141,12 +142,23 @@ class VideoWriter:
     encoder_format = "yuv420p"
     array_format = "rgb24"
 
-    def __init__(self, path: Path, fps: float, width: int, height: int, crf: int = 10, preset: str = "fast"):
+    def __init__(
+        self,
+        path: Path,
+        fps: float,
+        width: int,
+        height: int,
+        crf: int = 10,
+        preset: str = "fast",
+        tune: Optional[str] = None,
+    ):
         if width % 2 or height % 2:
             raise DialogueError(f"{path}: a video's width and height must be even, not {width}x{height}.")
         self.path, self.fps, self.width, self.height = Path(path), fps, width, height
         self.num_frames = 0
         self._options = {"crf": str(crf), "preset": preset, "g": str(KEYFRAME_INTERVAL)}
+        if tune is not None:
+            self._options["tune"] = tune
         self._context = None
 
     def __enter__(self) -> "VideoWriter":
@@ -174,7 +186,10 @@ class VideoWriter:
         """Appends one frame."""
         import av
 
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format=self.array_format)
+        self.write_encodable(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format=self.array_format))
+
+    def write_encodable(self, picture: Any) -> None:
+        """Appends one `av.VideoFrame`, as it is if it has the encoder's format and size."""
         picture.pts = self.num_frames
         picture.time_base = 1 / self._stream.codec_context.framerate
         self._container.mux(self._stream.encode(picture))

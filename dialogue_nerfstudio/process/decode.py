@@ -7,11 +7,13 @@ upright where the file says how. Timestamps are ticks, whole numbers of the stre
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Iterator, Optional, Tuple
 
 import av
 import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import Float, Int, UInt8
 
 from dialogue_nerfstudio.conversation.errors import DialogueError
@@ -25,6 +27,33 @@ MIN_FRAMES = 25
 MAX_DAMAGED_SECONDS = 1.0
 """Longest time that damaged packets may leave a picture standing: longer, a talking face frozen under running sound
 would be learned."""
+
+
+class Picture:
+    """One decoded picture, converted only to what is asked of it.
+
+    Args:
+        frame: as the codec gives it.
+        quarter_turns: counter-clockwise quarter turns that make it upright.
+        shrinker: what shrinks all pictures of a video; setting one up takes as long as using it.
+    """
+
+    def __init__(self, frame: av.VideoFrame, quarter_turns: int, shrinker: VideoReformatter):
+        self.frame, self.quarter_turns, self._shrinker = frame, quarter_turns, shrinker
+
+    @cached_property
+    def rgb(self) -> UInt8[np.ndarray, "height width 3"]:
+        """All of it, upright."""
+        return self._upright(self.frame.to_ndarray(format="rgb24"))
+
+    def shrunk(self, scale: float) -> UInt8[np.ndarray, "small_height small_width 3"]:
+        """All of it, upright and `scale` (at most 1) times as large, each pixel the mean of the area it covers."""
+        width, height = (max(round(scale * side), 1) for side in (self.frame.width, self.frame.height))
+        small = self._shrinker.reformat(self.frame, width, height, "rgb24", interpolation=Interpolation.AREA)
+        return self._upright(small.to_ndarray())
+
+    def _upright(self, pixels: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
+        return np.ascontiguousarray(np.rot90(pixels, self.quarter_turns))
 
 
 @dataclass(frozen=True)
@@ -60,34 +89,38 @@ class SourceVideo:
         Raises:
             DialogueError: nothing can be decoded, or for longer than MAX_DAMAGED_SECONDS.
         """
+        return (picture.rgb for picture in self.pictures(stop, step))
+
+    def pictures(self, stop: Optional[int] = None, step: int = 1) -> Iterator[Picture]:
+        """The same before they are converted; a picture that stays on screen comes as the same object again.
+
+        Raises:
+            DialogueError: nothing can be decoded, or for longer than MAX_DAMAGED_SECONDS.
+        """
         wanted = self.ticks[self.pick[:stop:step]].tolist()
-        done, shown, upright = 0, None, None
+        done, shown, shrinker = 0, None, VideoReformatter()
         with av.open(str(self.path)) as container:
             if wanted and wanted[0] > self.ticks[0] and self.seconds_a_tick:
                 container.seek(wanted[0], stream=_video_stream(container))
-            for tick, picture in self._decoded(container):
+            for tick, frame in self._decoded(container):
+                picture = Picture(frame, self.quarter_turns, shrinker)
                 # Targets before this picture that no picture met: theirs was damaged.
                 while done < len(wanted) and wanted[done] < tick:
-                    if upright is None:
-                        upright = self._upright(picture if shown is None else shown[1])
-                    self._check_damage(wanted[done], tick if shown is None else shown[0])
-                    yield upright
+                    before = (tick, picture) if shown is None else shown
+                    self._check_damage(wanted[done], before[0])
+                    yield before[1]
                     done += 1
-                shown, upright = (tick, picture), None
+                shown = (tick, picture)
                 while done < len(wanted) and wanted[done] == tick:
-                    if upright is None:
-                        upright = self._upright(picture)
-                    yield upright
+                    yield picture
                     done += 1
                 if done == len(wanted):
                     return
         if shown is None:
             raise DialogueError(f"{self.path} holds no picture that can be decoded; convert it to H.264 and try again.")
-        if upright is None:
-            upright = self._upright(shown[1])
         for tick in wanted[done:]:
             self._check_damage(tick, shown[0])
-            yield upright
+            yield shown[1]
 
     def _decoded(self, container: av.container.InputContainer) -> Iterator[Tuple[int, av.VideoFrame]]:
         """Ticks and pictures in order of time; packets that do not decode are left out."""
@@ -111,9 +144,6 @@ class SourceVideo:
                 f"{self.path} is damaged for more than {MAX_DAMAGED_SECONDS:g} s after {start:.1f} s: no picture there "
                 "can be decoded; cut that part out, or get a whole copy."
             )
-
-    def _upright(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
-        return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), self.quarter_turns))
 
 
 def _surviving(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:

@@ -141,12 +141,37 @@ class FaceMesher(_Solution):
             min_tracking_confidence=min_confidence,
         )
 
+        # Protobuf's Python parser takes longer for the landmarks than the network: they are read here as they come.
+        self._get_serialized = importlib.import_module(
+            "mediapipe.python.packet_getter"
+        )._packet_getter._get_serialized_proto_list
+        self._graph._output_stream_type_info.clear()
+
     def __call__(
         self, image: UInt8[np.ndarray, "height width 3"]
     ) -> Optional[Tuple[Float32[np.ndarray, "478 2"], Float32[np.ndarray, " 478"]]]:
         """Landmarks in pixels and their own depth (pixels, larger is nearer to the camera); None without a face."""
-        faces = self._process(image).multi_face_landmarks
-        return _in_pixels(faces[0].landmark, image) if faces else None
+        self._process(image)
+        packet = self._graph._graph_outputs.get("multi_face_landmarks")
+        faces = [] if packet is None or packet.is_empty() else self._get_serialized(packet)
+        return _in_pixels(read_landmarks(faces[0]), image) if faces else None
+
+
+def read_landmarks(serialized: bytes) -> Float32[np.ndarray, "num_landmarks 3"]:
+    """x, y and z of a NormalizedLandmarkList, from its wire format: landmarks of one length each, of which the first
+    three fields are floats of the numbers 1, 2 and 3.
+
+    Raises:
+        RuntimeError: it is something else, of another version of MediaPipe.
+    """
+    length = serialized[1] + 2 if len(serialized) > 1 else 0
+    if length < 17 or len(serialized) % length:
+        raise RuntimeError(f"{len(serialized)} bytes are no list of landmarks")
+    rows = np.frombuffer(serialized, np.uint8).reshape(-1, length)
+    # A landmark is field 1 (0x0a) and its length; its own fields 1 to 3 are four bytes each (0x0d, 0x15, 0x1d).
+    if (rows[:, [0, 1, 2, 7, 12]] != (0x0A, length - 2, 0x0D, 0x15, 0x1D)).any():
+        raise RuntimeError("a landmark's first fields are not x, y and z")
+    return np.ascontiguousarray(rows[:, [3, 4, 5, 6, 8, 9, 10, 11, 13, 14, 15, 16]]).view("<f4")
 
 
 class TaskLandmarker:
@@ -191,7 +216,8 @@ class TaskLandmarker:
             for shape in found.face_blendshapes[0]
             if shape.category_name != "_neutral"
         }
-        return *_in_pixels(found.face_landmarks[0], image), scores
+        points = np.array([(p.x, p.y, p.z) for p in found.face_landmarks[0]], dtype=np.float32)
+        return *_in_pixels(points, image), scores
 
     def close(self) -> None:
         self._landmarker.close()
@@ -204,12 +230,11 @@ class TaskLandmarker:
 
 
 def _in_pixels(
-    landmarks: Any, image: UInt8[np.ndarray, "height width 3"]
+    landmarks: Float32[np.ndarray, "478 3"], image: UInt8[np.ndarray, "height width 3"]
 ) -> Tuple[Float32[np.ndarray, "478 2"], Float32[np.ndarray, " 478"]]:
     """MediaPipe's landmarks, relative to the picture, as pixels and depth (larger is nearer)."""
     height, width = image.shape[:2]
-    points = np.array([(p.x, p.y, p.z) for p in landmarks], dtype=np.float32)
-    return points[:, :2] * np.array([width, height], np.float32), -points[:, 2] * width
+    return landmarks[:, :2] * np.array([width, height], np.float32), -landmarks[:, 2] * width
 
 
 class PersonSegmenter(_Solution):

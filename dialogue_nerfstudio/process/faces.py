@@ -6,15 +6,17 @@ part of the picture one camera fills: a conference video has several, side by si
 """
 
 from dataclasses import dataclass
-from typing import Callable, List, Optional, Sequence, Tuple
+from itertools import pairwise
+from typing import Any, Callable, List, Optional, Sequence, Tuple
 
+import av
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from dialogue_nerfstudio.conversation.errors import DialogueError
 from dialogue_nerfstudio.conversation.video import VideoWriter
-from dialogue_nerfstudio.process.decode import SourceVideo
+from dialogue_nerfstudio.process.decode import Picture, SourceVideo
 from dialogue_nerfstudio.process.face_mesh import FaceDetector
 
 DETECTION_STEP = 5
@@ -326,6 +328,69 @@ def crop_size(crop: Int[np.ndarray, " 4"], size: Optional[int], largest: int = 5
     return (size if size is not None else min(native, largest)) // 2 * 2
 
 
+class CropCutter:
+    """Cuts one crop out of a source's pictures in the codec's own format, which neither takes it through RGB nor
+    touches what lies outside.
+
+    Args:
+        crop: in the upright picture; where its corner is odd, the colours of formats with fewer of them shift by half a
+            pixel.
+        size: height and width of what is cut out, even.
+    """
+
+    def __init__(self, crop: Int[np.ndarray, " 4"], size: int):
+        self._crop, self._size = crop, size
+        self._graph: Optional[av.filter.Graph] = None
+        self._made_for: Tuple[Any, ...] = ()
+        self._latest: Tuple[Optional[Picture], Optional[av.VideoFrame]] = (None, None)
+
+    def __call__(self, picture: Picture) -> av.VideoFrame:
+        """The crop as limited-range yuv420p of BT.601, which is what videos without tags are taken for."""
+        if picture is not self._latest[0]:
+            frame = picture.frame
+            kind = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
+            if kind != self._made_for:
+                self._graph, self._made_for = self._make_graph(picture), kind
+            self._graph.push(frame)
+            self._latest = (picture, self._graph.pull())
+        return self._latest[1]
+
+    def _make_graph(self, picture: Picture) -> av.filter.Graph:
+        frame, (x0, y0, x1, y1) = picture.frame, (int(v) for v in self._crop)
+        width, height = frame.width, frame.height
+        # Where the upright crop lies in the picture as it was stored, and how that is turned upright.
+        stored, turn = {
+            0: ((x0, y0, x1, y1), []),
+            1: ((width - y1, x0, width - y0, x1), [("transpose", "cclock")]),
+            2: ((width - x1, height - y1, width - x0, height - y0), [("hflip", ""), ("vflip", "")]),
+            3: ((y0, height - x1, y1, height - x0), [("transpose", "clock")]),
+        }[picture.quarter_turns]
+        left, top, right, bottom = stored
+        # Area averaging shrinks without aliasing, Lanczos enlarges sharply.
+        method = "area" if self._size <= right - left else "lanczos"
+        filters = [
+            (
+                "buffer",
+                f"video_size={width}x{height}:pix_fmt={frame.format.name}:time_base=1/1000:"
+                f"colorspace={int(frame.colorspace)}:range={int(frame.color_range)}",
+            ),
+            ("crop", f"{right - left}:{bottom - top}:{left}:{top}:exact=1"),
+            (
+                "scale",
+                f"{self._size}:{self._size}:flags={method}+accurate_rnd:out_color_matrix=smpte170m:out_range=limited",
+            ),
+            ("format", "yuv420p"),
+            *turn,
+            ("buffersink", ""),
+        ]
+        graph = av.filter.Graph()
+        linked = [graph.add(name, options) for name, options in filters]
+        for before, after in pairwise(linked):
+            before.link_to(after)
+        graph.configure()
+        return graph
+
+
 def write_crops(
     source: SourceVideo,
     crops: Sequence[Int[np.ndarray, " 4"]],
@@ -339,12 +404,8 @@ def write_crops(
     Raises:
         DialogueError: the source is damaged, or the disk is full.
     """
-    for index, image in enumerate(source.frames(stop=num_frames)):
-        for (x0, y0, x1, y1), size, writer in zip(crops, sizes, writers, strict=True):
-            piece = image[y0:y1, x0:x1]
-            if size != piece.shape[0]:
-                # Area averaging shrinks without aliasing, Lanczos enlarges sharply.
-                method = cv2.INTER_AREA if size < piece.shape[0] else cv2.INTER_LANCZOS4
-                piece = cv2.resize(piece, (size, size), interpolation=method)
-            writer.write(piece)
+    cutters = [CropCutter(crop, size) for crop, size in zip(crops, sizes, strict=True)]
+    for index, picture in enumerate(source.pictures(stop=num_frames)):
+        for cut, writer in zip(cutters, writers, strict=True):
+            writer.write_encodable(cut(picture))
         progress((index + 1) / num_frames)

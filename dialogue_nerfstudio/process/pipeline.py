@@ -349,6 +349,7 @@ class Processing:
             [self.person(i, "video.mp4") for i in each],
             needs=["people"],
             options={"size": config.size, "ids": each},
+            version=2,
         )
         runner.run(
             "landmarks",
@@ -589,7 +590,11 @@ class Processing:
             sizes = [crop_size(crop, self.config.size) for crop in crops]
             with ExitStack() as stack:
                 writers = [
-                    stack.enter_context(VideoWriter(self.person(i, "video.mp4"), FPS, size, size, preset="superfast"))
+                    stack.enter_context(
+                        VideoWriter(
+                            self.person(i, "video.mp4"), FPS, size, size, preset="superfast", tune="fastdecode"
+                        )
+                    )
                     for (i, _), size in zip(mine, sizes, strict=True)
                 ]
                 write_crops(

@@ -28,10 +28,10 @@ def find_cuts(source: SourceVideo, progress: Callable[[float], None] = lambda fr
 
     detector = AdaptiveDetector(min_scene_len=MIN_SHOT)
     found: Set[int] = set()
-    scale = DETECTION_WIDTH / max(source.width, source.height)
+    scale = min(DETECTION_WIDTH / max(source.width, source.height), 1.0)
     time = FrameTimecode(0, source.fps)
-    for index, image in enumerate(source.frames()):
-        small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    for index, picture in enumerate(source.pictures()):
+        small = picture.shrunk(scale)
         time = FrameTimecode(index, source.fps)
         found.update(cut.frame_num for cut in detector.process_frame(time, cv2.cvtColor(small, cv2.COLOR_RGB2BGR)))
         progress((index + 1) / source.num_frames)
