@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional, Tuple
 
+import cv2
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
@@ -240,8 +241,13 @@ def _in_pixels(
 class PersonSegmenter(_Solution):
     """The probability of "person" per pixel (selfie segmentation, the square model 0, steadier than model 1)."""
 
+    SIZE = 256
+    """Side of the pictures that the network sees; of larger ones, probabilities come at this size."""
+
     def __init__(self) -> None:
         super().__init__("selfie_segmentation", "SelfieSegmentation", model_selection=0)
 
-    def __call__(self, image: UInt8[np.ndarray, "height width 3"]) -> Float32[np.ndarray, "height width"]:
+    def __call__(self, image: UInt8[np.ndarray, "height width 3"]) -> Float32[np.ndarray, "mask_height mask_width"]:
+        if min(image.shape[:2]) > self.SIZE:
+            image = cv2.resize(image, (self.SIZE, self.SIZE), interpolation=cv2.INTER_AREA)
         return np.asarray(self._process(image).segmentation_mask, dtype=np.float32)

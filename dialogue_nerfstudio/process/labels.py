@@ -37,58 +37,84 @@ NECK_LENGTH = 0.35
 Labeller = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(picture, landmarks) → label map."""
 
+CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+
 LOBE_LEFT, LOBE_RIGHT = JAW_LINE.index(132), JAW_LINE.index(361)
 """The jaw line's points at the height of the ear lobes, at the picture's left and right."""
 
 
 def guided_filter(
     guide: Float32[np.ndarray, "height width"],
-    mask: Float32[np.ndarray, "height width"],
+    mask: Float32[np.ndarray, "mask_height mask_width"],
     radius: int,
     epsilon: float = 1e-3,
 ) -> Float32[np.ndarray, "height width"]:
-    """Snaps a soft mask to the edges of a grey picture of 0 … 1 (He, Sun & Tang 2010, eq. 5, 6 and 8)."""
-    window = (2 * radius + 1, 2 * radius + 1)
+    """Snaps a soft mask to the edges of a grey picture of 0 … 1 (He, Sun & Tang 2010, eq. 5, 6 and 8); where the mask
+    is smaller than the picture, the linear model is fitted at the mask's size (He & Sun 2015, Fast Guided Filter)."""
+    height, width = guide.shape
+    small = guide if mask.shape == guide.shape else cv2.resize(guide, mask.shape[::-1], interpolation=cv2.INTER_AREA)
+    side = 2 * max(round(radius * mask.shape[1] / width), 1) + 1
 
     def mean(values: np.ndarray) -> np.ndarray:
-        return cv2.boxFilter(values, -1, window, borderType=cv2.BORDER_REFLECT)
+        return cv2.boxFilter(values, -1, (side, side), borderType=cv2.BORDER_REFLECT)
 
-    guide_mean, mask_mean = mean(guide), mean(mask)
-    slope = (mean(guide * mask) - guide_mean * mask_mean) / (mean(guide * guide) - guide_mean**2 + epsilon)
-    offset = mask_mean - slope * guide_mean
-    return mean(slope) * guide + mean(offset)
+    guide_mean, mask_mean = mean(small), mean(mask)
+    slope = (mean(small * mask) - guide_mean * mask_mean) / (mean(small * small) - guide_mean**2 + epsilon)
+    model = [mean(slope), mean(mask_mean - slope * guide_mean)]
+    if mask.shape != guide.shape:
+        model = [cv2.resize(part, (width, height), interpolation=cv2.INTER_LINEAR) for part in model]
+    return cv2.add(cv2.multiply(model[0], guide), model[1])
 
 
 def largest_component(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
-    """Only the largest connected part of a mask."""
-    count, components, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
-    if count <= 2:
+    """Only the largest connected part of a mask, with its holes counted as parts of it."""
+    contours, hierarchy = cv2.findContours(mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    parts = [contour for contour, links in zip(contours, hierarchy[0], strict=True) if links[3] < 0] if contours else []
+    if len(parts) < 2:
         return mask
-    return components == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
+    areas = [_num_pixels(part) for part in parts]
+    del parts[int(np.argmax(areas))]
+    kept = mask.view(np.uint8).copy()
+    cv2.drawContours(kept, parts, -1, 0, cv2.FILLED)
+    return kept.view(bool)
 
 
 def fill_holes(mask: Bool[np.ndarray, "height width"], largest: int) -> Bool[np.ndarray, "height width"]:
-    """Closes holes of at most `largest` pixels."""
-    count, components, stats, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
-    small = stats[:, cv2.CC_STAT_AREA] <= largest
-    small[0] = False
-    return mask | small[components] if count > 1 else mask
+    """Closes holes of at most `largest` pixels, those at the picture's border included."""
+    # Behind a frame, what reaches the border is a hole like the others.
+    framed = cv2.copyMakeBorder(mask.view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=1)
+    contours, hierarchy = cv2.findContours(framed, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    holes = [contour for contour, links in zip(contours, hierarchy[0], strict=True) if links[3] >= 0]
+    # The pixels of a hole's contour are those around it.
+    small = [hole for hole in holes if _num_pixels(hole) - len(hole) <= largest]
+    cv2.drawContours(framed, small, -1, 1, cv2.FILLED)
+    return framed[1:-1, 1:-1].astype(bool)
+
+
+def _num_pixels(contour: np.ndarray) -> float:
+    """Pixels on and inside a contour that names all of its own (Pick's theorem)."""
+    return cv2.contourArea(contour) + len(contour) / 2 + 1
 
 
 def person_mask(
     image: UInt8[np.ndarray, "height width 3"],
-    probability: Float32[np.ndarray, "height width"],
+    probability: Float32[np.ndarray, "mask_height mask_width"],
     landmarks: Float[np.ndarray, "478 2"],
 ) -> Bool[np.ndarray, "height width"]:
     """The person's silhouette: the guided mask's largest part, where it is near pixels that are surely a person's,
-    together with the face itself."""
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255.0
-    refined = guided_filter(grey, np.ascontiguousarray(probability), radius=max(image.shape[1] // 64, 2))
-    sure = cv2.morphologyEx((probability > SURE).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-    near = cv2.dilate(sure, _disc(max(round(UNSURE_REACH * image.shape[1]), 1))) > 0
-    mask = (refined > 0.5) & near
-    face = polygon_mask(landmarks[list(FACE_OVAL)], *mask.shape)
-    return fill_holes(largest_component(mask | face), mask.size // 400)
+    together with the face itself. The probability may be of a smaller size."""
+    height, width = image.shape[:2]
+    probability = np.ascontiguousarray(probability)
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    grey *= 1.0 / 255.0
+    refined = guided_filter(grey, probability, radius=max(width // 64, 2))
+    sure = cv2.morphologyEx((probability > SURE).view(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    near = cv2.dilate(sure, _disc(max(round(UNSURE_REACH * probability.shape[1]), 1)))
+    if near.shape != (height, width):
+        near = cv2.resize(near, (width, height), interpolation=cv2.INTER_NEAREST)
+    mask = (refined > 0.5).view(np.uint8) & near
+    cv2.fillPoly(mask, [_vertices(landmarks[list(FACE_OVAL)])], 1)
+    return fill_holes(largest_component(mask.view(bool)), mask.size // 400)
 
 
 def face_axes(landmarks: Float[np.ndarray, "478 2"]) -> Tuple[np.ndarray, np.ndarray, float]:
@@ -169,7 +195,8 @@ def _cut(
     parts = np.full((height, width), TORSO, np.uint8)
     cv2.fillPoly(parts, [_vertices(neck_polygon(landmarks))], NECK)
     cv2.fillPoly(parts, [_vertices(head_polygon(landmarks, reach=float(width + height)))], HEAD)
-    return np.where(person, parts, 0).astype(np.uint8)
+    parts *= person.view(np.uint8)
+    return parts
 
 
 def with_hanging_hair(
@@ -182,16 +209,23 @@ def with_hanging_hair(
     """
     _, _, span = face_axes(landmarks)
     reach = max(round(HAIR_BRIDGE * span), 1)
-    torso = (parts == TORSO).astype(np.uint8)
-    _, pieces, stats, _ = cv2.connectedComponentsWithStats(_opened(torso, reach), connectivity=4)
-    left, top, width, height = stats[:, :4].T
-    at_border = (left == 0) | (left + width == parts.shape[1]) | (top + height == parts.shape[0])
-    # The first component is what is not torso.
-    at_border[0] = False
-    if not at_border.any():
+    place = _around(parts == TORSO)
+    torso = (parts[place] == TORSO).view(np.uint8)
+    height, width = torso.shape
+    # What touches a side of `place` touches the picture's, but for its top and for sides that no torso reaches.
+    contours, _ = cv2.findContours(_opened(torso, reach), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    at_border = []
+    for contour in contours:
+        left, top, across, down = cv2.boundingRect(contour)
+        if left == 0 or left + across == width or top + down == height:
+            at_border.append(contour)
+    if not at_border:
         return parts
-    body = cv2.dilate(at_border[pieces].astype(np.uint8), _disc(reach))
-    return _joined_to_head(parts, (torso > 0) & (body == 0))
+    body = np.zeros_like(torso)
+    cv2.drawContours(body, at_border, -1, 1, cv2.FILLED)
+    result = parts.copy()
+    _join_to_head(result[place], torso & ~_dilated(body, reach))
+    return result
 
 
 def without_slivers(
@@ -200,26 +234,48 @@ def without_slivers(
     """Labels with neck that is thinner than twice HAIR_BRIDGE, along the jaw and between it and hair, made head: there
     the cut is no surer than that, and moves with every landmark."""
     _, _, span = face_axes(landmarks)
-    neck = (parts == NECK).astype(np.uint8)
-    return _joined_to_head(parts, (neck > 0) & (_opened(neck, max(round(HAIR_BRIDGE * span), 1)) == 0))
+    result = parts.copy()
+    place = _around(parts == NECK)
+    neck = (parts[place] == NECK).view(np.uint8)
+    _join_to_head(result[place], neck & ~_opened(neck, max(round(HAIR_BRIDGE * span), 1)))
+    return result
+
+
+def _around(mask: Bool[np.ndarray, "height width"]) -> Tuple[slice, slice]:
+    """The rectangle that holds a mask and one pixel more on every side, as far as the picture goes."""
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    return slice(max(top - 1, 0), top + height + 1), slice(max(left - 1, 0), left + width + 1)
 
 
 def _opened(mask: UInt8[np.ndarray, "height width"], radius: int) -> UInt8[np.ndarray, "height width"]:
     """A mask without what is thinner than a disc; it goes on beyond the picture's border."""
     padded = cv2.copyMakeBorder(mask, radius, radius, radius, radius, cv2.BORDER_REPLICATE)
-    return cv2.morphologyEx(padded, cv2.MORPH_OPEN, _disc(radius))[radius:-radius, radius:-radius]
+    square, cross = _octagon(radius)
+    padded = cv2.erode(cv2.erode(padded, square), CROSS, iterations=cross)
+    return _dilated(padded, radius)[radius:-radius, radius:-radius]
 
 
-def _joined_to_head(
-    parts: UInt8[np.ndarray, "height width"], pieces: Bool[np.ndarray, "height width"]
-) -> UInt8[np.ndarray, "height width"]:
-    """Labels with those connected pieces made head that touch it."""
-    count, numbers = cv2.connectedComponents(pieces.astype(np.uint8), connectivity=8)
-    beside_head = cv2.dilate((parts == HEAD).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+def _dilated(mask: UInt8[np.ndarray, "height width"], radius: int) -> UInt8[np.ndarray, "height width"]:
+    square, cross = _octagon(radius)
+    return cv2.dilate(cv2.dilate(mask, square), CROSS, iterations=cross)
+
+
+def _octagon(radius: int) -> Tuple[UInt8[np.ndarray, "side side"], int]:
+    """A disc as the sum of a square and some crosses, which is many times faster."""
+    cross = max(round((2.0 - np.sqrt(2.0)) * radius), 1)
+    side = 2 * (radius - cross) + 1
+    return np.ones((side, side), np.uint8), cross
+
+
+def _join_to_head(parts: UInt8[np.ndarray, "height width"], pieces: UInt8[np.ndarray, "height width"]) -> None:
+    """Makes those connected pieces head that touch it, in place."""
+    beside_head = cv2.dilate((parts == HEAD).view(np.uint8), np.ones((3, 3), np.uint8))
+    if not (pieces & beside_head).any():
+        return
+    count, numbers = cv2.connectedComponents(pieces, connectivity=8, ltype=cv2.CV_16U)
     joined = np.zeros(count, bool)
-    joined[np.unique(numbers[beside_head])] = True
-    joined[0] = False
-    return np.where(joined[numbers], HEAD, parts).astype(np.uint8)
+    joined[numbers[(pieces & beside_head).view(bool)]] = True
+    parts[joined[numbers]] = HEAD
 
 
 def steady(maps: Iterable[UInt8[np.ndarray, "height width"]]) -> Iterator[UInt8[np.ndarray, "height width"]]:
@@ -231,7 +287,10 @@ def steady(maps: Iterable[UInt8[np.ndarray, "height width"]]) -> Iterator[UInt8[
     before = waiting = None
     for following in maps:
         if waiting is not None:
-            before = waiting if before is None else np.where(before == following, following, waiting)
+            if before is not None:
+                waiting = waiting.copy()
+                np.copyto(waiting, following, where=before == following)
+            before = waiting
             yield before
         waiting = following
     if waiting is not None:
