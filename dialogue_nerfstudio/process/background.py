@@ -14,18 +14,13 @@ from PIL import Image
 
 from dialogue_nerfstudio.conversation.conversation import HOLES_NAME, PLATE_NAME
 from dialogue_nerfstudio.conversation.files import atomic_path
-from dialogue_nerfstudio.conversation.video import FrameReader, LabelReader
+from dialogue_nerfstudio.conversation.video import FrameReader, LabelReader, spread_frames
 
 NUM_SAMPLES = 40
 """Frames the plate is made of; more sharpen nothing."""
 
 PERSON_MARGIN = 0.02
 """How far around the person pixels are not trusted, in picture widths: hair, blur and shadow."""
-
-
-def sample_frames(num_frames: int, count: int = NUM_SAMPLES) -> Int[np.ndarray, " k"]:
-    """`count` frames spread over a clip."""
-    return np.unique(np.linspace(0, num_frames - 1, min(count, num_frames)).round().astype(int))
 
 
 def masked_median(
@@ -36,8 +31,8 @@ def masked_median(
     plate = np.zeros(frames.shape[1:], np.uint8)
     for start in range(0, frames.shape[1], rows):
         part = slice(start, start + rows)
-        # Unseen samples sort behind all values of a byte.
-        values = np.where(seen[:, part, :, None], frames[:, part], np.uint16(256))
+        # No value sorts behind that of unseen samples, and which of equal ones comes first makes no difference.
+        values = np.where(seen[:, part, :, None], frames[:, part], np.uint8(255))
         values.sort(axis=0)
         middle = np.maximum((count[part] - 1) // 2, 0)
         median = np.take_along_axis(values, np.broadcast_to(middle[None, ..., None], (1, *values.shape[1:])), axis=0)[0]
@@ -78,7 +73,7 @@ def background_plate(
     The plate is the per-pixel median of the frames in which a pixel is clear of the person. Holes are continued from
     their surroundings; they only matter to a view from another side.
     """
-    chosen = sample_frames(len(frames))
+    chosen = spread_frames(len(frames), NUM_SAMPLES)
     margin = 2 * max(round(PERSON_MARGIN * frames.width), 1) + 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (margin, margin))
     stack = np.empty((len(chosen), frames.height, frames.width, 3), np.uint8)

@@ -31,10 +31,13 @@ TORSO_BACK, TORSO_FRONT = -0.30, 0.12
 
 
 def outline(mask: Bool[np.ndarray, "height width"]) -> Float[np.ndarray, "n 2"]:
-    """Corners of the boundary pixels of a mask, in continuous pixels."""
-    inner = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0)
-    v, u = np.nonzero(mask & (inner == 0))
-    return np.concatenate([np.stack([u + du, v + dv], axis=1) for du in (0, 1) for dv in (0, 1)]).astype(float)
+    """Corners of the pixels of a mask's convex hull, in continuous pixels: a box that holds them on a plane holds them
+    all."""
+    contours, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    if not contours:
+        return np.zeros((0, 2))
+    corners = cv2.convexHull(np.concatenate(contours))[:, 0]
+    return np.concatenate([corners + np.array([du, dv]) for du in (0, 1) for dv in (0, 1)]).astype(float)
 
 
 def pixel_rays(pixels: Float[np.ndarray, "n 2"], camera: Camera) -> Tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ position has in head space, in metres: what a camera in front of the face, and m
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Iterator, Optional
+from typing import Optional
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -38,7 +38,7 @@ from dialogue_nerfstudio.conversation.expression_basis import (
     mean_face,
 )
 from dialogue_nerfstudio.conversation.least_squares import bounded_least_squares
-from dialogue_nerfstudio.process.head_pose import HeadTrack, projection_jacobian, whittaker_smooth
+from dialogue_nerfstudio.process.head_pose import HeadTrack, pieces, projection_jacobian, whittaker_smooth
 from dialogue_nerfstudio.process.landmarks import LandmarkTrack, fill_gaps
 
 EXPRESSION_NOISE = 0.004
@@ -105,11 +105,6 @@ def weights_of_measured(measured: Bool[np.ndarray, " 478"]) -> Float[np.ndarray,
     apart err independently."""
     weights = np.where(measured, landmark_weights(), 0.0)
     return weights * (landmark_weights().sum() / weights.sum())
-
-
-def chunks(num_frames: int, size: int = 500) -> Iterator[slice]:
-    """The frames in pieces, so that what is computed of them on the way never is there of all of them."""
-    return (slice(start, min(start + size, num_frames)) for start in range(0, num_frames, size))
 
 
 def fit_geometry(
@@ -182,11 +177,11 @@ def personal_residual(
     def flat(part: slice) -> np.ndarray:
         return ((left_over[part] - mean) * weights).reshape(-1, weights.size * 2)
 
-    covariance = sum((rows := flat(part)).T @ rows for part in chunks(num_frames)) / num_frames
+    covariance = sum((rows := flat(part)).T @ rows for part in pieces(num_frames)) / num_frames
     values, vectors = np.linalg.eigh(covariance)
     count = min(num_components, num_frames - 1, int((values > 1e-12).sum()))
     directions = vectors[:, ::-1][:, :count]
-    scores = np.concatenate([flat(part) @ directions for part in chunks(num_frames)])
+    scores = np.concatenate([flat(part) @ directions for part in pieces(num_frames)])
     scale = max(float(scores[:, 0].std()), 1e-9) if count else 1.0
     back = np.where(weights > 0, 1.0 / np.maximum(weights, 1e-6), 0.0)
     return scores / scale, (directions.T * scale).reshape(count, 478, 2) * back
@@ -301,9 +296,9 @@ def measure_face(
     seen = (track.visible if visible is None else visible).astype(np.float64)
     expression = whittaker_smooth(fit_expression(points, head, basis, weights=weights), seen, EXPRESSION_SMOOTHING)
     expression = np.clip(expression, basis.lower, basis.upper)
-    frontal, left_over = np.empty(points.shape), np.empty(points.shape)
+    frontal, left_over = np.empty(points.shape, np.float32), np.empty(points.shape, np.float32)
     looking = np.empty((len(points), len(GAZE_LANDMARKS), 2))
-    for part in chunks(len(points)):
+    for part in pieces(len(points)):
         posed = replace(head, rotations=head.rotations[part], translations=head.translations[part])
         frontal[part] = frontal_positions(points[part].astype(np.float64), posed)
         posed = replace(eyes, rotations=eyes.rotations[part], translations=eyes.translations[part])
@@ -313,7 +308,7 @@ def measure_face(
     residual, residual_basis = personal_residual(left_over, num_residuals, weights)
     left_over -= left_over.mean(axis=0)
     squares = 0.0
-    for part in chunks(len(points)):
+    for part in pieces(len(points)):
         unexplained = left_over[part] - np.einsum("tk,knd->tnd", residual[part], residual_basis)
         squares += float((weights[:, None] * unexplained**2).sum())
     fit_error = 1e3 * np.sqrt(squares / len(points) / weights.sum())

@@ -20,7 +20,10 @@ from dialogue_nerfstudio.process.decode import Picture, SourceVideo
 from dialogue_nerfstudio.process.face_mesh import FaceDetector
 
 DETECTION_STEP = 5
-"""Faces are looked for in every this many frames."""
+"""Faces are looked for in every this many frames …"""
+
+MAX_LOOKS = 100
+"""… and in more seldom ones of a video so long that these would be more: people keep their seats."""
 
 DETECTION_HEIGHT = 540
 """Pictures are shrunk to this height before they are looked at: faces of 30 px there are found."""
@@ -290,6 +293,58 @@ class FoundPerson:
     """How many steady faces of at least half this one's size the video shows."""
 
 
+class FaceLooks:
+    """Looks for faces in some pictures of a video, and then says who is where. A context manager.
+
+    Args:
+        source: the video.
+        num_frames: how many of its frames count; None for all.
+    """
+
+    def __init__(self, source: SourceVideo, num_frames: Optional[int] = None):
+        self._source, self._num_frames = source, num_frames or source.num_frames
+        self.step = max(DETECTION_STEP, -(-self._num_frames // MAX_LOOKS))
+        self._looks = len(range(0, self._num_frames, self.step))
+        self._scale = min(1.0, DETECTION_HEIGHT / min(source.height, source.width))
+        self._finder = PanelFinder(source.height, source.width)
+        self._detections: List[Tuple[int, Float[np.ndarray, "n 5"]]] = []
+
+    def __enter__(self) -> "FaceLooks":
+        self._open = FaceDetector()
+        self._detector = self._open.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._open.__exit__(*exception)
+
+    def add(self, frame: int, picture: Picture) -> None:
+        """Looks at the picture if this frame is one to look at."""
+        if frame % self.step or frame >= self._num_frames:
+            return
+        if (frame // self.step) % max(self._looks // 12, 1) == 0:
+            self._finder.add(picture.rgb)
+        faces = detect_faces(picture.shrunk(self._scale) if self._scale < 1 else picture.rgb, self._detector)
+        faces[:, :4] /= self._scale
+        self._detections.append((frame, faces))
+
+    def people(self, num_people: Optional[int]) -> List[FoundPerson]:
+        """Associates, chooses and crops.
+
+        Raises:
+            DialogueError: no face, or fewer than asked for.
+        """
+        found = associate(self._detections)
+        tracks = choose_people(found, self._looks, num_people, str(self._source.path))
+        people = []
+        steady = [t for t in found if len(t.frames) >= 0.5 * self._looks]
+        for track in tracks:
+            panel = self._finder.panel(track.box, [other.box for other in tracks if other is not track])
+            seen = sum(other.size >= 0.5 * track.size for other in steady)
+            share = len(track.frames) / self._looks
+            people.append(FoundPerson(track.box, panel, square_crop(track.box, panel), share, seen))
+        return people
+
+
 def find_people(
     source: SourceVideo, num_people: Optional[int], progress: Callable[[float], None] = lambda fraction: None
 ) -> List[FoundPerson]:
@@ -298,28 +353,11 @@ def find_people(
     Raises:
         DialogueError: no face, or fewer than asked for.
     """
-    scale = min(1.0, DETECTION_HEIGHT / min(source.height, source.width))
-    finder = PanelFinder(source.height, source.width)
-    detections, looks = [], list(range(0, source.num_frames, DETECTION_STEP))
-    with FaceDetector() as detector:
-        for frame, image in zip(looks, source.frames(step=DETECTION_STEP), strict=True):
-            if (frame // DETECTION_STEP) % max(len(looks) // 12, 1) == 0:
-                finder.add(image)
-            small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
-            faces = detect_faces(small, detector)
-            faces[:, :4] /= scale
-            detections.append((frame, faces))
-            progress((frame + 1) / source.num_frames)
-    found = associate(detections)
-    tracks = choose_people(found, len(looks), num_people, str(source.path))
-    people = []
-    steady = [t for t in found if len(t.frames) >= 0.5 * len(looks)]
-    for track in tracks:
-        panel = finder.panel(track.box, [other.box for other in tracks if other is not track])
-        seen = sum(other.size >= 0.5 * track.size for other in steady)
-        share = len(track.frames) / len(looks)
-        people.append(FoundPerson(track.box, panel, square_crop(track.box, panel), share, seen))
-    return people
+    with FaceLooks(source) as looks:
+        for index, picture in enumerate(source.pictures(step=looks.step)):
+            looks.add(index * looks.step, picture)
+            progress(min((index + 1) * looks.step / source.num_frames, 1.0))
+    return looks.people(num_people)
 
 
 def crop_size(crop: Int[np.ndarray, " 4"], size: Optional[int], largest: int = 512) -> int:

@@ -11,7 +11,7 @@ eyes.
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Optional, Tuple
+from typing import Iterator, Optional, Tuple, Union
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -198,10 +198,17 @@ def fit_similarity(
     return np.asarray(scale), rotation, translation
 
 
-def own_depth_shapes(track: LandmarkTrack, center: Tuple[float, float]) -> Float[np.ndarray, "num_frames 478 3"]:
-    """The mesh as a solid in pixels: x right, y up from the principal point, z towards the camera."""
-    points = track.points.astype(np.float64)
-    return np.stack([points[..., 0] - center[0], center[1] - points[..., 1], track.depth], axis=-1)
+def own_depth_shapes(
+    track: LandmarkTrack,
+    center: Tuple[float, float],
+    frames: Union[slice, Int[np.ndarray, " num_frames"]] = slice(None),
+    landmarks: Union[slice, Int[np.ndarray, " n"]] = slice(None),
+) -> Float[np.ndarray, "num_frames n 3"]:
+    """The mesh as a solid in pixels: x right, y up from the principal point, z towards the camera; of all frames and
+    landmarks if not said otherwise."""
+    points = track.points[frames][:, landmarks].astype(np.float64)
+    depth = track.depth[frames][:, landmarks]
+    return np.stack([points[..., 0] - center[0], center[1] - points[..., 1], depth], axis=-1)
 
 
 def procrustes_mean(
@@ -362,7 +369,7 @@ def fit_poses(
     """Pose of every frame against a fixed shape: robust Gauss–Newton, `chunk` frames at once to bound the memory."""
     fitted = [
         _fit_poses_at_once(points[part], shape, rotations[part], translations[part], focal, center, translation_only)
-        for part in (slice(start, start + chunk) for start in range(0, len(points), chunk))
+        for part in pieces(len(points), chunk)
     ]
     return np.concatenate([pose[0] for pose in fitted]), np.concatenate([pose[1] for pose in fitted])
 
@@ -396,6 +403,11 @@ def _fit_poses_at_once(
         if np.abs(step).max() < 1e-7:
             break
     return rotations, translations
+
+
+def pieces(num_frames: int, size: int = 500) -> Iterator[slice]:
+    """The frames in pieces, so that what is computed of them on the way never is there of all of them."""
+    return (slice(start, min(start + size, num_frames)) for start in range(0, num_frames, size))
 
 
 def whittaker_smooth(
@@ -496,22 +508,24 @@ def without_mouth_drift(
             np.linalg.norm(points[:, 61] - points[:, 291], axis=1) / span,
         ],
         axis=1,
-    )
+    ).astype(np.float64)
     fast = (mouth - gaussian_filter1d(mouth, SYLLABLE_FRAMES, axis=0))[visible]
-    moved = points[:, rigid] - gaussian_filter1d(points[:, rigid], SYLLABLE_FRAMES, axis=0)
-    moved = moved[visible].reshape(len(fast), -1)
     # A mouth that moves by less than a hundredth of the eyes' distance tells nothing: noise then decides.
-    drift = np.linalg.solve(fast.T @ fast + len(fast) * 0.005**2 * np.eye(2), fast.T @ moved)
-    at_rest = np.quantile(mouth[visible], 0.2, axis=0)
+    normal = fast.T @ fast + len(fast) * 0.005**2 * np.eye(2)
+    away = mouth - np.quantile(mouth[visible], 0.2, axis=0)
     corrected = points.copy()
-    corrected[:, rigid] -= ((mouth - at_rest) @ drift).reshape(len(points), len(rigid), 2)
+    # One after the other: all of a long clip at once would take several times its landmarks' memory.
+    for index in rigid:
+        place = points[:, index].astype(np.float64)
+        moved = (place - gaussian_filter1d(place, SYLLABLE_FRAMES, axis=0))[visible]
+        corrected[:, index] = place - away @ np.linalg.solve(normal, fast.T @ moved)
     return corrected
 
 
 def neutral_weights(track: LandmarkTrack) -> Float[np.ndarray, "num_frames 478"]:
     """Which frames show each landmark at rest: the mouth nearly closed for the lower face, the eyes open for the upper
     one."""
-    points = track.points.astype(np.float64)
+    points = track.points
     span = np.linalg.norm(np.diff(eye_centers(points), axis=1)[:, 0], axis=1)
     gap = np.linalg.norm(points[:, 13] - points[:, 14], axis=1) / span
     opening = (
@@ -522,7 +536,7 @@ def neutral_weights(track: LandmarkTrack) -> Float[np.ndarray, "num_frames 478"]
     closed = seen & (gap <= np.quantile(gap[seen], 0.4))
     opened = seen & (opening >= np.quantile(opening[seen], 0.4))
     lower = mean_face()[:, 1] < mean_face()[2, 1]
-    return np.where(lower[None], closed[:, None], opened[:, None]).astype(np.float64)
+    return np.where(lower[None], closed[:, None], opened[:, None]).astype(np.float32)
 
 
 def track_head(
@@ -545,28 +559,36 @@ def track_head(
     focal = 2.0 * width if focal is None else float(focal)
     center = (width / 2.0, height / 2.0)
     rigid = measured_rigid_landmarks(track.measured)
-    points = without_mouth_drift(track.points.astype(np.float64), rigid, track.visible)
-    track = replace(track, points=points.astype(np.float32))
+    track = replace(track, points=without_mouth_drift(track.points, rigid, track.visible))
+    points = track.points[:, rigid].astype(np.float64)
     seen = np.flatnonzero(track.visible)
     some = seen[np.unique(np.linspace(0, len(seen) - 1, NUM_SHAPE_FRAMES).round().astype(int))]
-    solids = own_depth_shapes(track, center)
-    mean = procrustes_mean(solids[some], mean_face(), rigid)
+    mean = procrustes_mean(own_depth_shapes(track, center, some), mean_face(), rigid)
     shape = typical_depth(to_head_space(mean, ipd, rigid)[0], rigid)
-    rotations, translations = initial_poses(solids[:, rigid], shape[rigid], focal)
-    del solids
+    poses = [
+        initial_poses(own_depth_shapes(track, center, part, rigid), shape[rigid], focal)
+        for part in pieces(track.num_frames)
+    ]
+    rotations, translations = (np.concatenate(each) for each in zip(*poses, strict=True))
 
     keyframes = choose_keyframes(rotations, seen, num_keyframes)
     rigid_shape, _, _ = bundle_adjust(
-        points[keyframes][:, rigid], shape[rigid], rotations[keyframes], translations[keyframes], focal, center
+        points[keyframes], shape[rigid], rotations[keyframes], translations[keyframes], focal, center
     )
-    rotations, translations = fit_poses(points[:, rigid], rigid_shape, rotations, translations, focal, center)
+    rotations, translations = fit_poses(points, rigid_shape, rotations, translations, focal, center)
 
     # The moving landmarks follow the rigid ones' correction, then are placed by what the frames at rest show of them.
     scale, turn, shift = fit_similarity(shape[rigid], rigid_shape)
     corrected = scale * shape @ turn.T + shift
     corrected[rigid] = rigid_shape
     neutral = triangulate_neutral(
-        points[some], neutral_weights(track)[some], corrected, rotations[some], translations[some], focal, center
+        track.points[some].astype(np.float64),
+        neutral_weights(track)[some].astype(np.float64),
+        corrected,
+        rotations[some],
+        translations[some],
+        focal,
+        center,
     )
     neutral[rigid] = rigid_shape
 
@@ -577,10 +599,10 @@ def track_head(
 
     weights = track.visible.astype(np.float64)
     rotations = smooth_rotations(rotations, weights, ROTATION_SMOOTHING)
-    _, translations = fit_poses(
-        points[:, rigid], neutral[rigid], rotations, translations, focal, center, translation_only=True
-    )
+    _, translations = fit_poses(points, neutral[rigid], rotations, translations, focal, center, translation_only=True)
     translations = smooth_translations(translations, weights)
-    residual = points[:, rigid] - project(neutral[rigid], rotations, translations, focal, center)
-    error = np.sqrt((residual**2).sum(axis=-1).mean(axis=-1))
+    error = np.empty(len(points))
+    for part in pieces(len(points)):
+        residual = points[part] - project(neutral[rigid], rotations[part], translations[part], focal, center)
+        error[part] = np.sqrt((residual**2).sum(axis=-1).mean(axis=-1))
     return HeadTrack(neutral, rotations, translations, error, focal, center, rotation_jitter(rotations[seen]))

@@ -23,7 +23,7 @@ grow with the length of the video.
 
 import re
 import shutil
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -58,7 +58,7 @@ from dialogue_nerfstudio.process.decode import FPS, MIN_FRAMES, SourceVideo, pro
 from dialogue_nerfstudio.process.expression import measure_face
 from dialogue_nerfstudio.process.face_mesh import require_mediapipe
 from dialogue_nerfstudio.process.face_models import KINDS, face_basis, model_files
-from dialogue_nerfstudio.process.faces import crop_size, find_people, write_crops
+from dialogue_nerfstudio.process.faces import FaceLooks, crop_size, find_people, write_crops
 from dialogue_nerfstudio.process.given_labels import GivenLabels, label_media
 from dialogue_nerfstudio.process.head_pose import HeadTrack, track_head
 from dialogue_nerfstudio.process.head_registration import register_head
@@ -310,11 +310,27 @@ class Processing:
     ):
         self.paths, self.output, self.config, self.tracker = paths, output, config, tracker
         self._known_shots = shots
+        self._looks: List[FaceLooks] = []
+        self._sound: Optional[Future] = None
+        self._stopping = Event()
         self.sources: List[SourceVideo] = [
             probe(path, needs_sound=not (config.audio or config.without_sound)) for path in paths
         ]
         self.num_frames = min(source.num_frames for source in self.sources)
-        self.runner = StageRunner(output, output / WORK_FOLDER, source_fingerprint(paths), progress)
+        self.runner = StageRunner(output, output / WORK_FOLDER, source_fingerprint(paths), self.told(progress))
+
+    def told(self, progress: Optional[Progress]) -> Progress:
+        """`progress`, which also ends what runs beside something that failed: threads cannot be ended from outside."""
+
+        def tell(stage: str, done: float, total: float) -> None:
+            if self._stopping.is_set():
+                raise CancelledError(f"{stage}: another stage failed")
+            if self._sound is not None and self._sound.done() and self._sound.exception() is not None:
+                raise self._sound.exception()
+            if progress is not None:
+                progress(stage, done, total)
+
+        return tell
 
     def work(self, *parts: str) -> Path:
         return self.output.joinpath(WORK_FOLDER, *parts)
@@ -332,7 +348,9 @@ class Processing:
             [self.work("people_found.json"), self.work("shot.json")],
             needs=["shots"],
             options={"num_people": config.num_people, "shot": config.shot},
+            version=2,
         )
+        self._looks = []
         self.people = read_json(self.work("people_found.json"))
         self.start, stop = read_json(self.work("shot.json"))
         self.whole_length = self.num_frames
@@ -341,8 +359,36 @@ class Processing:
         self.ids = self.participant_ids()
         given_roles, self.given_labels = self.given_roles(), self.find_given_labels()
         self.sound_notes = self.check_sound()
-        each = self.ids
 
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            self._sound = pool.submit(self.run_sound, given_roles is None)
+            try:
+                self.run_pictures()
+                self._sound.result()
+            except BaseException:
+                self._stopping.set()
+                raise
+        if given_roles is None:
+            runner.run(
+                "roles",
+                self.assign_roles,
+                [self.work("roles.rttm"), self.work("roles_found.json")],
+                needs=["voices", "expression"],
+                version=2,
+            )
+            segments = read_rttm(self.work("roles.rttm"))
+        else:
+            segments = given_roles
+        self.run_tracks(clipped(segments, self.num_frames / FPS))
+        conversation = self.assemble(segments)
+        self.run_report(conversation, ["expression", "background", "audio"])
+        if not config.allow_unusable:
+            self.refuse_unusable(read_json(self.work("quality.json")))
+        return self.finish(conversation)
+
+    def run_pictures(self) -> None:
+        """The stages that look at pictures and at what was seen in them."""
+        runner, config, each = self.runner, self.config, self.ids
         runner.run(
             "crops",
             self.write_crops,
@@ -385,7 +431,7 @@ class Processing:
             [self.person(i, "labels.mkv") for i in each],
             needs=["landmarks"],
             options={"masks": list(config.masks), "files": source_fingerprint(mask_files(config.masks))},
-            version=3,
+            version=4,
         )
         runner.run(
             "background",
@@ -406,6 +452,10 @@ class Processing:
             [self.work(f"{i}_boxes.npz") for i in each],
             needs=["labels", "head"],
         )
+
+    def run_sound(self, find_voices: bool) -> None:
+        """The stages that only listen: beside those of the pictures, which leave cores idle where they are serial."""
+        runner, config = self.runner, self.config
         runner.run(
             "audio",
             self.write_audio,
@@ -418,36 +468,20 @@ class Processing:
                 "without_sound": config.without_sound,
             },
         )
-        if given_roles is None:
+        if find_voices:
             runner.run(
                 "voices",
                 self.find_voices,
                 [self.work("voices.rttm")],
                 needs=["audio"],
                 options={
-                    "voices": config.num_voices or len(each),
+                    "voices": config.num_voices or len(self.ids),
                     "diarizer": config.diarizer,
                     "model": config.pyannote_model if config.diarizer == "pyannote" else None,
                     "rttm": source_fingerprint([] if config.rttm is None else [Path(config.rttm)]),
                 },
                 version=2,
             )
-            runner.run(
-                "roles",
-                self.assign_roles,
-                [self.work("roles.rttm"), self.work("roles_found.json")],
-                needs=["voices", "expression"],
-                version=2,
-            )
-            segments = read_rttm(self.work("roles.rttm"))
-        else:
-            segments = given_roles
-        self.run_tracks(clipped(segments, self.num_frames / FPS))
-        conversation = self.assemble(segments)
-        self.run_report(conversation, ["expression", "background", "audio"])
-        if not config.allow_unusable:
-            self.refuse_unusable(read_json(self.work("quality.json")))
-        return self.finish(conversation)
 
     # Who is where.
 
@@ -460,11 +494,17 @@ class Processing:
         if self._known_shots is not None:
             write_json(self.work("shots_found.json"), self._known_shots)
             return
-        cuts = [
-            find_cuts(source, lambda f, i=index: progress((i + f) / len(self.sources)))
-            for index, source in enumerate(self.sources)
-        ]
-        write_json(self.work("shots_found.json"), shots_between(cuts, self.num_frames))
+        with ExitStack() as stack:
+            # Where nothing is cut, which is what most videos are, one pass is enough for shots and faces.
+            looks = [] if self.config.shot is not None else [FaceLooks(s, self.num_frames) for s in self.sources]
+            also = [(stack.enter_context(each).add,) for each in looks] or [()] * len(self.sources)
+            cuts = [
+                find_cuts(source, lambda f, i=index: progress((i + f) / len(self.sources)), *also[index])
+                for index, source in enumerate(self.sources)
+            ]
+        shots = shots_between(cuts, self.num_frames)
+        self._looks = looks if len(shots) == 1 else []
+        write_json(self.work("shots_found.json"), shots)
 
     def find_people(self, progress: Callable[[float], None]) -> None:
         """Looks for people in the asked shot, else in one after the other from the longest on."""
@@ -498,7 +538,10 @@ class Processing:
         for index, source in enumerate(self.sources):
             wanted = self.config.num_people if len(self.sources) == 1 else 1
             part = source.part(start, stop)
-            people = find_people(part, wanted, lambda f, i=index: progress((i + f) / len(self.sources)))
+            if self._looks:
+                people = self._looks[index].people(wanted)
+            else:
+                people = find_people(part, wanted, lambda f, i=index: progress((i + f) / len(self.sources)))
             found += [
                 {
                     "source": index,
@@ -591,9 +634,7 @@ class Processing:
             with ExitStack() as stack:
                 writers = [
                     stack.enter_context(
-                        VideoWriter(
-                            self.person(i, "video.mp4"), FPS, size, size, preset="superfast", tune="fastdecode"
-                        )
+                        VideoWriter(self.person(i, "video.mp4"), FPS, size, size, preset="superfast", tune="fastdecode")
                     )
                     for (i, _), size in zip(mine, sizes, strict=True)
                 ]

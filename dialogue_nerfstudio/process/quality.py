@@ -20,7 +20,7 @@ from dialogue_nerfstudio.conversation.conversation import SAMPLE_RATE, Conversat
 from dialogue_nerfstudio.conversation.errors import DialogueError
 from dialogue_nerfstudio.conversation.expression_basis import eye_centers
 from dialogue_nerfstudio.conversation.files import read_json, read_npz
-from dialogue_nerfstudio.conversation.video import BACKGROUND, HEAD
+from dialogue_nerfstudio.conversation.video import BACKGROUND, HEAD, spread_frames
 from dialogue_nerfstudio.metrics.lips import SyncCurve, SyncOffset, sync_curve
 from dialogue_nerfstudio.metrics.tracking import blink_events
 from dialogue_nerfstudio.process.decode import MIN_FRAMES
@@ -379,10 +379,10 @@ def measure_pictures(
     conversation: Conversation, participant: Participant, landmarks: Float[np.ndarray, "num_frames 478 2"]
 ) -> PictureQuality:
     """Looks at up to MAX_LOOKS frames of a participant."""
-    frames = np.unique(np.linspace(0, conversation.num_frames - 1, MAX_LOOKS).round().astype(int))
+    frames = spread_frames(conversation.num_frames, MAX_LOOKS)
     plate = conversation.background(participant.id)
     with conversation.frames(participant.id) as pictures, conversation.labels(participant.id) as labels:
-        looks = [look_at(pictures[int(t)], labels[int(t)], plate, landmarks[t]) for t in frames]
+        looks = [look_at(pictures[int(t)], labels[int(t)], plate, landmarks[t].astype(np.float64)) for t in frames]
     return PictureQuality(frames, **{name: np.array([look[name] for look in looks]) for name in looks[0]})
 
 
@@ -398,7 +398,7 @@ def measure_participant(
         DialogueError: the folder lacks what `process` leaves there.
     """
     tracking = conversation.tracking(participant.id)
-    landmarks, visible = tracking["landmarks"].astype(np.float64), tracking["visible"]
+    landmarks, visible = tracking["landmarks"], tracking["visible"]
     opening = read_npz(conversation.participant_path(participant.id, "face.npz"))["mouth_opening"].astype(np.float64)
     motion, fps = participant.motion, conversation.fps
     scale = REFERENCE_SIZE / participant.camera.width
@@ -409,6 +409,7 @@ def measure_participant(
     eyes = eye_centers(landmarks[visible] if visible.any() else landmarks)
     crop = participant.source.get("crop")
     enlarged = participant.camera.width / (crop[2] - crop[0]) if crop else 1.0
+    across_time = np.moveaxis(landmarks, 1, 0)
     across = np.median(eyes[:, 0] - eyes[:, 1], axis=0)
     holes = conversation.background_holes(participant.id)
     return ParticipantQuality(
@@ -417,7 +418,8 @@ def measure_participant(
         reprojection_error=tracking["reprojection_error"].astype(np.float64) * scale,
         rotation=(rotations.mean().inv() * rotations).as_rotvec(degrees=True),
         jitter=rotation_jitter(rotations.as_matrix()),
-        motion=float(np.sqrt(landmarks.var(axis=0).sum(axis=-1).mean())) * scale,
+        # Landmark by landmark: the clip's would be copied in double precision.
+        motion=float(np.sqrt(np.mean([place.astype(np.float64).var(axis=0).sum() for place in across_time])) * scale),
         blink=motion.blink.mean(axis=1).astype(np.float64),
         blinks=blink_events(motion.blink.astype(np.float64), fps),
         opening=opening,

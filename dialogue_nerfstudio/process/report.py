@@ -129,7 +129,7 @@ def sheet_frames(person: ParticipantQuality, count: int) -> List[int]:
 
 def contact_sheet(conversation: Conversation, person: ParticipantQuality, count: int) -> List[Dict[str, Any]]:
     """Pictures with their captions."""
-    landmarks = conversation.tracking(person.id)["landmarks"].astype(np.float64)
+    landmarks = conversation.tracking(person.id)["landmarks"]
     typical = float(np.median(person.reprojection_error))
     sheet = []
     with conversation.frames(person.id) as pictures, conversation.labels(person.id) as labels:
@@ -137,7 +137,7 @@ def contact_sheet(conversation: Conversation, person: ParticipantQuality, count:
             error, seen = float(person.reprojection_error[frame]), bool(person.visible[frame])
             sheet.append(
                 {
-                    "uri": data_uri(overlay(pictures[frame], labels[frame], landmarks[frame])),
+                    "uri": data_uri(overlay(pictures[frame], labels[frame], landmarks[frame].astype(np.float64))),
                     "caption": f"{frame / conversation.fps:.2f} s, {f'{error:.1f} px' if seen else 'lost'}",
                     "bad": not seen or error > limits.SLIP_FACTOR * typical,
                 }

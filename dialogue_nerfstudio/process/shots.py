@@ -8,7 +8,7 @@ from typing import Callable, List, Sequence, Set, Tuple
 
 import cv2
 
-from dialogue_nerfstudio.process.decode import SourceVideo
+from dialogue_nerfstudio.process.decode import Picture, SourceVideo
 
 MIN_SHOT = 10
 """Fewest frames between two cuts: less than half a second is a flash or a dissolve."""
@@ -17,9 +17,18 @@ DETECTION_WIDTH = 256
 """Pixels of the longer side when looking for cuts: a cut changes all of the picture, so small is as good."""
 
 
-def find_cuts(source: SourceVideo, progress: Callable[[float], None] = lambda fraction: None) -> List[int]:
+def find_cuts(
+    source: SourceVideo,
+    progress: Callable[[float], None] = lambda fraction: None,
+    also: Callable[[int, Picture], None] = lambda index, picture: None,
+) -> List[int]:
     """The frames with which new shots begin: content far from the frame before, compared with the frames around
     (PySceneDetect's adaptive detector, which lets fast movement pass).
+
+    Args:
+        source: the video.
+        progress: told the part done.
+        also: given every frame's number and picture, for whoever else looks at all of them: decoding takes longest.
 
     Raises:
         DialogueError: the source is damaged.
@@ -31,6 +40,7 @@ def find_cuts(source: SourceVideo, progress: Callable[[float], None] = lambda fr
     scale = min(DETECTION_WIDTH / max(source.width, source.height), 1.0)
     time = FrameTimecode(0, source.fps)
     for index, picture in enumerate(source.pictures()):
+        also(index, picture)
         small = picture.shrunk(scale)
         time = FrameTimecode(index, source.fps)
         found.update(cut.frame_num for cut in detector.process_frame(time, cv2.cvtColor(small, cv2.COLOR_RGB2BGR)))

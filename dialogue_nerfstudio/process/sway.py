@@ -16,8 +16,7 @@ from jaxtyping import Bool, Float, Float32
 from scipy.spatial.transform import Rotation
 
 from dialogue_nerfstudio.conversation.conversation import Camera
-from dialogue_nerfstudio.conversation.video import NECK, TORSO, FrameReader, LabelReader
-from dialogue_nerfstudio.process.background import sample_frames
+from dialogue_nerfstudio.conversation.video import NECK, TORSO, FrameReader, LabelReader, spread_frames
 
 WIDTH = 256
 """Pixels across a picture in which the torso is registered: to a few hundredths of one where cloth has edges."""
@@ -88,7 +87,7 @@ def torso_motion(
         small = cv2.resize(frame, (WIDTH, height), interpolation=cv2.INTER_AREA)
         return cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255.0
 
-    chosen = sample_frames(num_frames, NUM_SAMPLES)
+    chosen = spread_frames(num_frames, NUM_SAMPLES)
     share = np.zeros((height, WIDTH))
     for frame in chosen:
         small = cv2.resize(labels[int(frame)], (WIDTH, height), interpolation=cv2.INTER_NEAREST)

@@ -1,9 +1,11 @@
 """Frames come back at their own index, whatever the order they are asked for; label maps come back bit for bit."""
 
+import av
 import numpy as np
 import pytest
 
 from dialogue_nerfstudio.conversation import DialogueError, FrameReader, LabelReader, LabelWriter, VideoWriter
+from dialogue_nerfstudio.conversation.video import spread_frames
 
 NUM_FRAMES = 60
 
@@ -57,3 +59,17 @@ def test_not_a_video(tmp_path):
         FrameReader(tmp_path / "v.mp4")
     with pytest.raises(DialogueError, match="does not exist"):
         FrameReader(tmp_path / "w.mp4")
+
+
+def test_frames_are_spread_over_a_clip_and_lie_on_keyframes_of_a_long_one(tmp_path):
+    np.testing.assert_array_equal(spread_frames(3, 40), [0, 1, 2])
+    some = spread_frames(500, 40)
+    assert some[0] == 0 and some[-1] == 499 and len(some) == 40
+    path = tmp_path / "v.mp4"
+    with VideoWriter(path, 25.0, 32, 32) as writer:
+        for index in range(160):
+            # A cut in the middle of an interval moves no keyframe.
+            writer.write(np.full((32, 32, 3), 40 if index < 85 else 210, np.uint8))
+    with av.open(str(path)) as container:
+        keys = [round(p.pts * p.time_base * 25) for p in container.demux(video=0) if p.size and p.is_keyframe]
+    assert set(spread_frames(160, 5)) <= set(keys) and len(spread_frames(160, 5)) == 5

@@ -110,9 +110,3 @@ def test_memory_does_not_grow_with_the_video():
 
     plate, holes = background.background_plate(Frames(), Labels())
     assert len(read) == background.NUM_SAMPLES and (plate == 90).all() and not holes.any()
-
-
-def test_samples_are_spread_over_the_clip():
-    samples = background.sample_frames(1000)
-    assert samples[0] == 0 and samples[-1] == 999 and len(samples) == background.NUM_SAMPLES
-    np.testing.assert_array_equal(background.sample_frames(3), [0, 1, 2])

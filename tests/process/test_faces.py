@@ -1,10 +1,16 @@
 """Association, choice of people, panels and crops on layouts that are known."""
 
+from pathlib import Path
+
+import av
+import cv2
 import numpy as np
 import pytest
+from av.video.reformatter import VideoReformatter
 
 from dialogue_nerfstudio.conversation import DialogueError
 from dialogue_nerfstudio.process import faces
+from dialogue_nerfstudio.process.decode import Picture, SourceVideo
 
 
 def _face(x: float, y: float, size: float, score: float = 0.9) -> np.ndarray:
@@ -188,3 +194,37 @@ def test_crop_size():
     assert faces.crop_size(crop, None) == 512
     assert faces.crop_size(np.array([0, 0, 301, 301]), None) == 300
     assert faces.crop_size(crop, 256) == 256
+
+
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("tags", [("yuv420p", 2, 0), ("yuv420p", 1, 1), ("yuv420p", 6, 2), ("yuv420p10le", 9, 1)])
+def test_crops_of_the_codec_s_format_are_those_of_the_upright_picture(turns, tags):
+    layout, matrix, scope = tags
+    coarse = np.random.default_rng(turns).integers(0, 255, (9, 12, 3), dtype=np.uint8)
+    image = cv2.resize(coarse, (320, 240), interpolation=cv2.INTER_CUBIC)
+    matrices = {1: "ITU709", 9: "BT2020"}
+    frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(
+        format=layout, dst_colorspace=matrices.get(matrix), dst_color_range=scope or None
+    )
+    frame.colorspace, frame.color_range = matrix, scope
+    picture = Picture(frame, turns, VideoReformatter())
+    x0, y0 = 26, 14
+    for size in (80, 120, 200):
+        cut = faces.CropCutter(np.array([x0, y0, x0 + 120, y0 + 120]), size)(picture)
+        # As a reader without tags takes it.
+        found = av.VideoFrame.from_ndarray(cut.to_ndarray(), format="yuv420p").to_ndarray(format="rgb24").astype(float)
+        piece = picture.rgb[y0 : y0 + 120, x0 : x0 + 120]
+        wanted = cv2.resize(piece, (size, size), interpolation=cv2.INTER_AREA if size < 120 else cv2.INTER_LANCZOS4)
+        assert np.abs(found - wanted).mean() < 5.0 and np.abs((found - wanted).mean(axis=(0, 1))).max() < 5.0
+        assert cut.format.name == "yuv420p" and (cut.width, cut.height) == (size, size)
+        aside = cv2.resize(np.roll(piece, 3, axis=1), (size, size), interpolation=cv2.INTER_AREA)
+        assert np.abs(found - wanted).mean() < 0.7 * np.abs(found - aside).mean()
+
+
+def test_a_long_video_is_looked_at_less_often():
+    def source(count: int) -> SourceVideo:
+        return SourceVideo(Path("a.mp4"), 64, 64, 0, np.arange(count), np.arange(count), 0.04, 25.0, 25.0)
+
+    assert faces.FaceLooks(source(400)).step == faces.DETECTION_STEP
+    step = faces.FaceLooks(source(15000)).step
+    assert len(range(0, 15000, step)) == faces.MAX_LOOKS

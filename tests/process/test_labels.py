@@ -175,3 +175,26 @@ def test_slivers_of_neck_between_jaw_and_hair_are_head():
     found = labels.without_slivers(parts, landmarks)
     assert (found[100:140, 60 : 60 + thin] == HEAD).all() and (found[160:, 90:150] == NECK).all()
     np.testing.assert_array_equal(found == TORSO, parts == TORSO)
+
+
+def test_a_smaller_mask_snaps_to_the_same_edges():
+    y, x = np.mgrid[:SIZE, :SIZE]
+    shape = (x - 130) ** 2 + (y - 120) ** 2 < 70**2
+    guide = np.where(shape, 0.8, 0.2).astype(np.float32)
+    soft = cv2.GaussianBlur(shape.astype(np.float32), (0, 0), 5)
+    small = cv2.resize(soft, (SIZE // 2, SIZE // 2), interpolation=cv2.INTER_AREA)
+    whole, fast = (labels.guided_filter(guide, mask, 8) > 0.5 for mask in (soft, small))
+    assert (whole != shape).mean() < 0.002 and (fast != shape).mean() < 0.002
+
+
+@pytest.mark.parametrize("radius", [1, 2, 5, 9])
+def test_opening_keeps_what_holds_a_disc_and_drops_what_is_thinner(radius):
+    mask = np.zeros((120, 160), np.uint8)
+    mask[:, : 4 * radius + 4] = 1
+    mask[60 : 60 + 2 * radius - 1, :] = 1
+    cv2.circle(mask, (120, 25), 2 * radius, 1, -1)
+    opened = labels._opened(mask, radius)
+    assert (opened <= mask).all() and opened[:, : 4 * radius].all(), "the picture's border cuts nothing off"
+    assert not opened[60 + radius, 100:].any()
+    disc = np.hypot(*(np.mgrid[:120, :160] - np.array([25, 120])[:, None, None])) <= 2 * radius
+    assert (opened[disc] > 0).mean() > 0.9

@@ -1,9 +1,12 @@
 """Bridging and refusing lost faces."""
 
+import struct
+
 import numpy as np
 import pytest
 
 from dialogue_nerfstudio.conversation import DialogueError
+from dialogue_nerfstudio.process.face_mesh import read_landmarks
 from dialogue_nerfstudio.process.landmarks import LandmarkTrack, bridged, fill_gaps, lost_runs, require_face
 
 
@@ -52,3 +55,16 @@ def test_a_long_loss_names_file_participant_and_frames():
 def test_a_face_never_seen():
     with pytest.raises(DialogueError, match=r"chat\.mp4.*never.*p0"):
         require_face(np.zeros(50, bool), 25.0, 1.0, "chat.mp4", "p0")
+
+
+def test_landmarks_are_read_from_their_wire_format():
+    points = np.random.default_rng(0).normal(size=(478, 3)).astype(np.float32)
+    points[3] = 0.0
+    coded = [struct.pack("<BfBfBf", 0x0D, p[0], 0x15, p[1], 0x1D, p[2]) for p in points]
+    for rest in (b"", struct.pack("<Bf", 0x25, 0.5)):
+        serialized = b"".join(bytes([0x0A, len(each + rest)]) + each + rest for each in coded)
+        np.testing.assert_array_equal(read_landmarks(serialized), points)
+    with pytest.raises(RuntimeError, match="no list of landmarks"):
+        read_landmarks(serialized[:-1])
+    with pytest.raises(RuntimeError, match="not x, y and z"):
+        read_landmarks(serialized.replace(bytes([0x15]), bytes([0x16])))

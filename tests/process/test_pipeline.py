@@ -22,6 +22,7 @@ from dialogue_nerfstudio.conversation.files import write_json
 from dialogue_nerfstudio.conversation.video import HEAD, LabelWriter
 from dialogue_nerfstudio.process import boxes, diarization, face_mesh, faces, labels, landmarks, pipeline
 from dialogue_nerfstudio.process.audio_features import load_audio, save_wav
+from dialogue_nerfstudio.process.decode import SourceVideo
 from dialogue_nerfstudio.process.pipeline import ProcessConfig, process_video
 from dialogue_nerfstudio.process.recordings import find_recordings, process_inputs
 
@@ -263,6 +264,34 @@ def test_the_made_up_part_of_the_plate_is_marked(conversation):
         holes = conversation.background_holes(participant.id)
         assert holes.shape == (SIZE, SIZE) and holes[SIZE // 2, SIZE // 2] and not holes[20:40, :4].any()
         assert summary["participants"][participant.id]["background_made_up_share"] == pytest.approx(holes.mean())
+
+
+def test_a_video_without_cuts_is_decoded_twice(ideal_networks, video, tmp_path, monkeypatch):
+    decoded = []
+    pictures = SourceVideo.pictures
+    monkeypatch.setattr(
+        SourceVideo, "pictures", lambda self, *args, **kw: decoded.append(1) or pictures(self, *args, **kw)
+    )
+    whole = process_video([video], tmp_path / "chat")
+    assert len(decoded) == 2, "once for shots and people, once for the crops"
+    # People looked for by themselves, as after a kill, are the same.
+    (tmp_path / "chat" / ".process" / "people.json").unlink()
+    again = process_video([video], tmp_path / "chat")
+    assert len(decoded) == 3
+    assert [p.source for p in again.participants] == [p.source for p in whole.participants]
+
+
+def test_sound_that_fails_ends_the_stages_beside_it(ideal_networks, video, tmp_path, monkeypatch):
+    def fail(*_):
+        raise DialogueError("nobody listens")
+
+    monkeypatch.setattr(diarization, "diarize", fail)
+    with pytest.raises(DialogueError, match="nobody listens"):
+        process_video([video], tmp_path / "chat")
+    assert (tmp_path / "chat" / ".process" / "audio.json").is_file()
+    monkeypatch.setattr(diarization, "diarize", lambda *_: [SpeechSegment(0.1, 1.2, "voice0")])
+    process_video([video], tmp_path / "chat")
+    assert "audio" not in json.loads((tmp_path / "chat" / "process.json").read_text())["stages_run"]
 
 
 def test_label_maps_of_the_user_s_own(chat, video, tmp_path):
