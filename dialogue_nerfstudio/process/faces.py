@@ -412,6 +412,8 @@ class CropCutter:
                 f"video_size={width}x{height}:pix_fmt={frame.format.name}:time_base=1/1000:"
                 f"colorspace={int(frame.colorspace)}:range={int(frame.color_range)}",
             ),
+            # Scaling refuses values that some codecs write there, and needs neither.
+            ("setparams", "color_primaries=unknown:color_trc=unknown"),
             ("crop", f"{right - left}:{bottom - top}:{left}:{top}:exact=1"),
             (
                 "scale",

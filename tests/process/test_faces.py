@@ -207,6 +207,8 @@ def test_crops_of_the_codec_s_format_are_those_of_the_upright_picture(turns, tag
         format=layout, dst_colorspace=matrices.get(matrix), dst_color_range=scope or None
     )
     frame.colorspace, frame.color_range = matrix, scope
+    # Reserved values, as VP9 may carry them.
+    frame.color_trc = frame.color_primaries = 3
     picture = Picture(frame, turns, VideoReformatter())
     x0, y0 = 26, 14
     for size in (80, 120, 200):
