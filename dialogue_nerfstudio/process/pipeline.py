@@ -18,7 +18,8 @@
     report       what the result is worth as training data            (quality, report)
 
 Every stage leaves files and a stamp (see `stages`); conversation.json comes last. Frames are streamed: memory does not
-grow with the length of the video. Audio and voices run beside the stages from crops to boxes, participants side by side.
+grow with the length of the video. Audio and voices run beside the stages from crops to boxes, participants side by
+side.
 """
 
 import re
