@@ -16,6 +16,7 @@ from tiny_conversation import write_tiny_conversation
 from dialogue_nerfstudio.conversation import Conversation, DialogueError, load_conversation, save_conversation
 from dialogue_nerfstudio.conversation.files import write_npz
 from dialogue_nerfstudio.conversation.simulate import SimulationConfig, simulate_conversation
+from dialogue_nerfstudio.conversation.simulate.motion_hours import MotionHoursConfig, simulate_motion_hours
 from dialogue_nerfstudio.process.audio_features import load_audio
 from dialogue_nerfstudio.process.decode import probe
 
@@ -40,6 +41,7 @@ def benchmark_module(monkeypatch, tmp_path):
         "processing",
         "motion_ceiling",
         "pose_tcn",
+        "gp_vae",
     ):
         sys.modules.pop(name, None)
 
@@ -60,8 +62,6 @@ def test_motion_ceiling(benchmark_module, capsys):
 
 
 def test_pose_tcn(benchmark_module, tmp_path, capsys):
-    from dialogue_nerfstudio.conversation.simulate.motion_hours import MotionHoursConfig, simulate_motion_hours
-
     talks = MotionHoursConfig(hours=8 * 24 / 3600, num_people=4, conversation_seconds=24.0)
     simulate_motion_hours(talks, tmp_path / "talks", workers=1)
     module = benchmark_module("pose_tcn")
@@ -325,3 +325,29 @@ def test_processing_refuses_what_is_not_there(benchmark_module, tmp_path):
         module.measure(module.ProcessingBenchmark(seeds=0, clips=(tmp_path / "none.mp4",), folder=tmp_path))
     with pytest.raises(DialogueError, match="belong together"):
         module.measure(module.ProcessingBenchmark(seeds=0, audio=tmp_path / "talk.wav", folder=tmp_path))
+
+
+def test_gp_vae(benchmark_module, tmp_path, capsys):
+    module = benchmark_module("gp_vae")
+    hours = MotionHoursConfig(hours=8 * 20 / 3600, num_people=6, conversation_seconds=20.0)
+    simulate_motion_hours(hours, tmp_path / "motion", workers=1)
+    comparison = module.Comparison(
+        output=tmp_path / "results",
+        data=tmp_path / "motion",
+        kinds=("mlp", "gp"),
+        seeds=(0,),
+        steps=4,
+        windows_per_batch=8,
+        samples=2,
+        windows=2,
+        reference_seconds=5.0,
+    )
+    comparison.run()
+    printed = capsys.readouterr().out
+    assert "| MLP VAE |" in printed and "| Transformer GP-VAE |" in printed
+    assert "style with sound" in printed and (tmp_path / "results" / "style.png").is_file()
+    figures = json.loads((tmp_path / "results" / "gp_0_eval.json").read_text())
+    assert set(module.COLUMNS.values()) <= set(figures) and np.isfinite(list(figures.values())).all()
+    # Finished models are not trained again.
+    comparison.run()
+    assert "trained in" in printed and "trained in" not in capsys.readouterr().out

@@ -55,7 +55,12 @@ class TemporalPrior:
             self._factors[key] = torch.linalg.cholesky(self.covariance(num_frames)).to(like)
         return self._factors[key]
 
-    def posterior(self, target: Float[Tensor, "B D T"], precision: Float[Tensor, "B D T"]) -> "LatentGaussian":
+    def posterior(
+        self,
+        target: Float[Tensor, "B D T"],
+        precision: Float[Tensor, "B D T"],
+        scale: Optional[Float[Tensor, " D"]] = None,
+    ) -> "LatentGaussian":
         """What is known of z once y_t = z_t + noise of variance 1 / λ_t was seen at every frame.
 
         This is how encoders speak here: they name a target y and how much they trust it, λ, frame by frame, and
@@ -63,15 +68,30 @@ class TemporalPrior:
         K = (K_p⁻¹ + Λ)⁻¹, μ = K Λ y. λ = 0 says nothing of that frame: all 0, the posterior is the prior.
         Fortuin's GP-VAE has a free mean and a banded precision instead; this form has fewer outputs, its samples
         are smooth wherever the prior is, what two encoders know simply adds up, and its KL is exact.
+
+        Args:
+            target, precision: y and λ.
+            scale: the prior's σ of each dimension; None for 1.
         """
-        factor = self.factor(target.shape[-1], target)
+        factor = self._scaled(target.shape[-1], target, scale)
         return LatentGaussian(factor, precision * target, precision)
 
-    def sample(self, batch: int, num_frames: int, noise: torch.Generator, like: Tensor) -> Float[Tensor, "B D T"]:
+    def sample(
+        self,
+        batch: int,
+        num_frames: int,
+        noise: torch.Generator,
+        like: Tensor,
+        scale: Optional[Float[Tensor, " D"]] = None,
+    ) -> Float[Tensor, "B D T"]:
         """Sequences from p(z)."""
-        factor = self.factor(num_frames, like)
+        factor = self._scaled(num_frames, like, scale)
         white = torch.randn(batch, self.num_dimensions, num_frames, generator=noise).to(like)
         return torch.einsum("dts,bds->bdt", factor, white)
+
+    def _scaled(self, num_frames: int, like: Tensor, scale: Optional[Float[Tensor, " D"]]) -> Float[Tensor, "D T T"]:
+        factor = self.factor(num_frames, like)
+        return factor if scale is None else factor * scale[:, None, None]
 
 
 @dataclass

@@ -20,7 +20,7 @@ from dialogue_nerfstudio.motion.gp_prior import LatentGaussian, TemporalPrior
 from dialogue_nerfstudio.motion.gp_vae_generator import GpVaeGenerator
 from dialogue_nerfstudio.motion.model import MotionModel, MotionModelConfig, MotionStatistics
 from dialogue_nerfstudio.motion.personal_pose import PersonalPoses
-from dialogue_nerfstudio.motion.sequence_networks import SequenceKind, SequenceNetwork
+from dialogue_nerfstudio.motion.sequence_networks import SequenceKind, SequenceNetwork, smooth_pieces
 from dialogue_nerfstudio.motion.signals import BLOCK
 from dialogue_nerfstudio.motion.windows import MotionWindows, Side
 
@@ -30,6 +30,10 @@ DENSITY_SCALE = math.sqrt(0.012 / (2.0 * math.sqrt(math.pi) * DENSITY_DEVIATION)
 """Standard deviation of the density of 0.3 blinks a second."""
 _MEL_CHANNELS = 8
 _HIGHEST_LOG_PRECISION = 7.0
+_CAUTION = 2.0
+"""By how much the cross-modal encoder's log precisions begin below the encoder's: it first says little."""
+_TERMS = 3
+"""Coefficients of a token and attribute, see `smooth_pieces`."""
 
 
 @dataclass
@@ -63,7 +67,7 @@ class GpVaeConfig(MotionModelConfig):
     match_weight: float = 0.02
     """Second stage: of the divergence of the latent distribution from what the encoder makes of the true
     future. Ours: eq. 9 alone drives every deviation to zero, and with it the diversity."""
-    future_weight: float = 0.02
+    future_weight: float = 0.002
     """Second stage: of the future's distance to the truth (eq. 9)."""
     unheard_share: float = 0.1
     """Second stage: share of windows whose sound is withheld, so that the model also knows what to do without."""
@@ -97,6 +101,9 @@ class GpVae(MotionModel):
 
     config: GpVaeConfig
     prosody_statistics: Tensor
+    pieces: Tensor
+    latent_scale: Tensor
+    """σ of the prior of each latent dimension."""
 
     def __init__(self, config: GpVaeConfig, statistics: MotionStatistics):
         super().__init__()
@@ -109,11 +116,13 @@ class GpVae(MotionModel):
         self.register_buffer("prosody_statistics", statistics.prosody.clone().float())
         self.poses = PersonalPoses(statistics.num_people, statistics.head_pose[0])
         self.blinks = BlinkBank()
+        self.register_buffer("latent_scale", torch.ones(config.latent_size))
+        self.register_buffer("pieces", smooth_pieces(config.window_frames, config.token, _TERMS), persistent=False)
         size, width = config.latent_size, config.width
         attributes = config.token * ATTRIBUTES
         self.encoder = SequenceNetwork(config.network, attributes + 1, width, width, config.layers, self.num_tokens)
         self.encoder_output = nn.Linear(width, 2 * size)
-        self.decoder = SequenceNetwork(config.network, size, attributes, width, config.layers, self.num_tokens)
+        self.decoder = SequenceNetwork(config.network, size, _TERMS * ATTRIBUTES, width, config.layers, self.num_tokens)
         self.audio_encoder = AudioEncoder(width, config.token, config.audio == "mel")
         self.beginning_layer = nn.Linear(width + 2 * size, width)
         self.cross_modal = SequenceNetwork(
@@ -157,15 +166,18 @@ class GpVae(MotionModel):
         features = self.encoder(padded, self._positions(self.num_tokens))
         target, precision = self._observation(self.encoder_output(features))
         known = (torch.arange(self.num_tokens, device=tokens.device) < seen).to(precision)
-        return self.prior.posterior(target, precision * known), features[:, :seen]
+        return self.prior.posterior(target, precision * known, self.latent_scale), features[:, :seen]
 
     def decode(self, latent: Float[Tensor, "B D N"]) -> Float[Tensor, "B T 7"]:
         """D."""
         tokens = self.decoder(latent.transpose(1, 2), self._positions(self.num_tokens))
-        return tokens.unflatten(-1, (self.config.token, ATTRIBUTES)).flatten(1, 2)
+        return torch.einsum("tnk,bnka->bta", self.pieces, tokens.unflatten(-1, (_TERMS, ATTRIBUTES)))
 
     def predict(self, beginning: Float[Tensor, "B tau 7"], sound: Float[Tensor, "B T channels"]) -> LatentGaussian:
         """E_ah: the distribution of z over a window by its beginning and by what is heard, concatenated in time.
+
+        q(z|beginning), which already goes on as the prior says, given what the cross-modal encoder adds (in the paper
+        it has to say all of it).
 
         Args:
             beginning: attributes of the first τ frames.
@@ -178,14 +190,13 @@ class GpVae(MotionModel):
         heard = self.audio_encoder(sound)
         tokens = torch.cat([F.pad(begun, (0, 1), value=1.0), F.pad(heard, (0, 1), value=0.0)], dim=1)
         positions = torch.cat([self._positions(count), self._positions(self.num_tokens)])
-        target, precision = self._observation(self.cross_modal(tokens, positions)[:, count:])
-        return self.prior.posterior(target, precision)
+        return posterior.given(*self._observation(self.cross_modal(tokens, positions)[:, count:], _CAUTION))
 
     def _observation(
-        self, outputs: Float[Tensor, "B N twice"]
+        self, outputs: Float[Tensor, "B N twice"], caution: float = 0.0
     ) -> Tuple[Float[Tensor, "B D N"], Float[Tensor, "B D N"]]:
         target, log_precision = outputs.transpose(1, 2).chunk(2, dim=1)
-        return target, log_precision.clamp(-_HIGHEST_LOG_PRECISION, _HIGHEST_LOG_PRECISION).exp()
+        return target, (log_precision - caution).clamp(-_HIGHEST_LOG_PRECISION, _HIGHEST_LOG_PRECISION).exp()
 
     def _tokens(self, frames: Float[Tensor, "B frames channels"]) -> Float[Tensor, "B tokens more"]:
         return frames.unflatten(1, (-1, self.config.token)).flatten(2)
@@ -238,12 +249,23 @@ class GpVae(MotionModel):
         losses: Dict[str, Tensor] = {}
         for name, given in (("", whole), ("beginning_", beginning)):
             posterior, _ = self.encode(given)
-            decoded = self.decode(posterior.sample(torch.randn_like(posterior.information)))[:, : given.shape[1]]
+            latent = posterior.sample(torch.randn_like(posterior.information))
+            if given is whole and self.training and torch.is_grad_enabled():
+                self._follow_scale(latent.detach())
+            decoded = self.decode(latent)[:, : given.shape[1]]
             error = (decoded - given).square().sum((1, 2)).mean()
             weight = 0.5 / (whole.shape[1] * ATTRIBUTES)
             losses[f"{name}reconstruction"] = weight * error
             losses[f"{name}divergence"] = weight * self.config.beta * posterior.kl_to_prior().mean()
         return losses
+
+    def _follow_scale(self, latent: Float[Tensor, "B D N"]) -> None:
+        """The prior's σ follows the size that latents have, so that its samples decode to motion as large as people's.
+
+        A larger z and a decoder with smaller weights reconstruct as well, and gradients undo that but slowly.
+        """
+        size = latent.square().mean((0, 2))
+        self.latent_scale.copy_((0.95 * self.latent_scale.square() + 0.05 * size).sqrt())
 
     def cross_modal_losses(self, windows: MotionWindows) -> Dict[str, Tensor]:
         """Second stage: eq. 9, and the divergence from what the encoder makes of the true future."""

@@ -32,6 +32,8 @@ class SequenceNetwork(nn.Module):
     def __init__(self, kind: SequenceKind, inputs: int, outputs: int, width: int, layers: int, num_tokens: int):
         super().__init__()
         self.kind, self.width, self.outputs = kind, width, outputs
+        # What a token says of its own moment is found within few steps by a linear path around everything.
+        self.skip = nn.Linear(inputs, outputs)
         if kind == "mlp":
             size = num_tokens * MLP_TOKEN_CHANNELS
             self.input_layer = nn.Linear(inputs, MLP_TOKEN_CHANNELS)
@@ -64,10 +66,12 @@ class SequenceNetwork(nn.Module):
         """The network on a batch of sequences."""
         hidden = self.input_layer(tokens)
         if self.kind == "mlp":
-            return self.output_layer(self.body(hidden.flatten(1))).unflatten(1, (tokens.shape[1], self.outputs))
-        if self.kind == "lstm":
-            return self.output_layer(self.body(hidden)[0])
-        return self.output_layer(self.body(hidden + sinusoids(positions, self.width)))
+            found = self.output_layer(self.body(hidden.flatten(1))).unflatten(1, (tokens.shape[1], self.outputs))
+        elif self.kind == "lstm":
+            found = self.output_layer(self.body(hidden)[0])
+        else:
+            found = self.output_layer(self.body(hidden + sinusoids(positions, self.width)))
+        return self.skip(tokens) + found
 
 
 def sinusoids(positions: Float[Tensor, " N"], width: int) -> Float[Tensor, "N width"]:
@@ -76,3 +80,18 @@ def sinusoids(positions: Float[Tensor, " N"], width: int) -> Float[Tensor, "N wi
     frequencies = torch.exp(-math.log(1000.0) / (half - 1) * torch.arange(half, device=positions.device))
     angles = positions[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def smooth_pieces(num_frames: int, token: int, terms: int = 3) -> Float[Tensor, "T N terms"]:
+    """How tokens become frames: each adds a polynomial of time over its neighbourhood, faded into its neighbours'.
+
+    frame t = Σ_n Σ_k S[t, n, k] c[n, k],   S[t, n, k] = w(u) u^k / Σ_n w(u),   w(u) = cos²(π u / 2), |u| < 1,
+
+    u the time from the middle of token n in tokens. Motion made of pieces so short that each were a vector of frames
+    would tremble at the joins; these are smooth whatever the coefficients.
+    """
+    middles = torch.arange(num_frames // token) * token + (token - 1) / 2.0
+    offsets = (torch.arange(num_frames)[:, None] - middles) / token
+    weights = torch.where(offsets.abs() < 1.0, torch.cos(0.5 * torch.pi * offsets).square(), torch.zeros(()))
+    weights = weights / weights.sum(1, keepdim=True)
+    return weights[..., None] * offsets[..., None] ** torch.arange(terms)

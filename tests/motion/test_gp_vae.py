@@ -10,6 +10,7 @@ from small_conversations import SmallSource, small_conversation, train_briefly
 from dialogue_nerfstudio.conversation.errors import DialogueError
 from dialogue_nerfstudio.motion.gp_vae import GpVae, GpVaeConfig
 from dialogue_nerfstudio.motion.personal_pose import PersonalPoses
+from dialogue_nerfstudio.motion.sequence_networks import smooth_pieces
 
 SMALL = GpVaeConfig(
     window_frames=50, beginning_frames=15, width=16, latent_size=4, layers=1, cross_modal_layers=1, latent_steps=20
@@ -171,3 +172,23 @@ def test_a_long_reference_gives_what_training_found():
     of_reference, of_training = poses.of_reference(recorded[0].numpy()), poses.of(torch.tensor([0]))
     torch.testing.assert_close(of_reference.rest, of_training.rest[0])
     torch.testing.assert_close(of_reference.spread, of_training.spread[0], rtol=1e-4, atol=0.0)
+
+
+@pytest.mark.parametrize("token", [1, 5])
+def test_pieces_are_smooth_and_keep_constants(token):
+    pieces = smooth_pieces(50, token)
+    assert pieces.shape == (50, 50 // token, 3)
+    constant = torch.zeros(50 // token, 3)
+    constant[:, 0] = 2.0
+    torch.testing.assert_close(torch.einsum("tnk,nk->t", pieces, constant), torch.full((50,), 2.0))
+    # A token in the middle acts on two tokens' length of frames, and fades out at both ends.
+    acts = torch.nonzero(pieces[:, 5, 0])[:, 0]
+    assert len(acts) == 2 * token - 1
+    assert pieces[acts[0], 5, 0] < 0.15 or token == 1
+
+
+def test_prior_follows_the_size_of_latents(source, trained):
+    assert not torch.equal(trained.latent_scale, torch.ones_like(trained.latent_scale))
+    posterior, _ = trained.encode(trained.observe(source.batch(range(len(source))))[0])
+    size = posterior.sample(torch.randn_like(posterior.information)).square().mean((0, 2)).sqrt()
+    torch.testing.assert_close(trained.latent_scale, size, rtol=0.5, atol=0.2)

@@ -121,7 +121,7 @@ dialogue_lip_sync = MethodSpecification(
 )
 
 dialogue_gp_vae = MethodSpecification(
-    config=motion_method("dialogue-gp-vae", GpVaeConfig(), steps=1500, windows_per_batch=16),
+    config=motion_method("dialogue-gp-vae", GpVaeConfig(), steps=1500, learning_rate=5e-3, windows_per_batch=16),
     description="Personal head motion and blinks from sound, sampled from a Gaussian process (DFA-NeRF 3.4).",
 )
 
