@@ -54,9 +54,7 @@ class ManyProgress:
             self._refreshed = time.monotonic()
             self._live.update(self._table(entries, running, len(finished)), refresh=True)
 
-    def _table(
-        self, entries: dict[str, Entry], running: dict[str, tuple[str, float]], finished: int
-    ) -> RenderableType:
+    def _table(self, entries: dict[str, Entry], running: dict[str, tuple[str, float]], finished: int) -> RenderableType:
         counts = Counter(entry.state for entry in entries.values())
         seconds, new = time.monotonic() - self._start, finished - self._known
         left = f", about {duration(seconds / new * (len(entries) - finished))} left" if new else ""

@@ -381,9 +381,7 @@ def make_dub(
     )
     conversation = Conversation(
         num_frames=num_frames,
-        participants=[
-            _participant(name, person, part) for name, person, part in zip(ids, people, parts, strict=True)
-        ],
+        participants=[_participant(name, person, part) for name, person, part in zip(ids, people, parts, strict=True)],
         segments=frames_to_segments(heard, ids, fps),
         train_frames=train,
         eval_frames=evaluation,
@@ -475,9 +473,7 @@ def _write_sound(
     # Both as loud as their middle: else who was recorded at a lower gain would sound far away.
     middle = float(np.sqrt(levels[0] * levels[1]))
     gains = [middle / level if level > 0 and middle > 0 else 1.0 for level in levels]
-    tracks = [
-        dubbed_sound(sound, part, fps, gain) for sound, part, gain in zip(sounds, parts, gains, strict=True)
-    ]
+    tracks = [dubbed_sound(sound, part, fps, gain) for sound, part, gain in zip(sounds, parts, gains, strict=True)]
     for name, track in zip(ids, tracks, strict=True):
         save_wav(output / "audio" / f"{name}.wav", track)
     mix = mix_tracks(tracks, len(tracks[0]))

@@ -286,4 +286,3 @@ def output_names(recordings: Sequence[Recording], taken: Dict[str, str]) -> Dict
         names[source] = name
         used.add(name)
     return names
-

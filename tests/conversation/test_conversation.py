@@ -44,9 +44,10 @@ def make_conversation() -> Conversation:
 def folder(tmp_path):
     root = tmp_path / "chat"
     for participant_id in ("p0", "p1"):
-        with VideoWriter(root / "participants" / participant_id / "video.mp4", 25, 64, 48) as video, LabelWriter(
-            root / "participants" / participant_id / "labels.mkv", 25, 64, 48
-        ) as labels:
+        with (
+            VideoWriter(root / "participants" / participant_id / "video.mp4", 25, 64, 48) as video,
+            LabelWriter(root / "participants" / participant_id / "labels.mkv", 25, 64, 48) as labels,
+        ):
             for index in range(NUM_FRAMES):
                 video.write(np.full((48, 64, 3), 10 * index, dtype=np.uint8))
                 labels.write(np.full((48, 64), index % 4, dtype=np.uint8))

@@ -21,8 +21,10 @@ def test_rttm_round_trip_is_sorted(tmp_path):
 
 
 def test_rttm_of_another_tool(tmp_path):
-    (tmp_path / "r.rttm").write_text(";; comment\nSPKR-INFO x 1 <NA> <NA> <NA> unknown a <NA>\n"
-                                     "SPEAKER sample 1 6.690 0.430 <NA> <NA> speaker90 <NA> <NA>\n")
+    (tmp_path / "r.rttm").write_text(
+        ";; comment\nSPKR-INFO x 1 <NA> <NA> <NA> unknown a <NA>\n"
+        "SPEAKER sample 1 6.690 0.430 <NA> <NA> speaker90 <NA> <NA>\n"
+    )
     assert read_rttm(tmp_path / "r.rttm") == [SpeechSegment(6.69, 7.12, "speaker90")]
 
 
