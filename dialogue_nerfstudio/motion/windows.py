@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Dict, Optional, Protocol, Sequence, Union, run
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, cat
 
 if TYPE_CHECKING:
     from dialogue_nerfstudio.motion.model import MotionStatistics
@@ -78,6 +78,26 @@ class WindowSource(Protocol):
 
     def batch(self, numbers: Sequence[int]) -> MotionWindows:
         """The named ones of the windows that lie end to end, on the CPU."""
+
+
+def join_windows(batches: Sequence[MotionWindows]) -> MotionWindows:
+    """Batches as one; what not all of them have, none has."""
+
+    def sides(name: str) -> Side:
+        columns = {
+            entry.name: [getattr(getattr(batch, name), entry.name) for batch in batches] for entry in fields(Side)
+        }
+        return Side(
+            **{key: None if any(part is None for part in parts) else cat(parts) for key, parts in columns.items()}
+        )
+
+    return MotionWindows(
+        own=sides("own"),
+        partner=sides("partner"),
+        person=cat([batch.person for batch in batches]),
+        partner_person=cat([batch.partner_person for batch in batches]),
+        start=cat([batch.start for batch in batches]),
+    )
 
 
 def _side_to(side: Side, device: Union[str, torch.device]) -> Side:

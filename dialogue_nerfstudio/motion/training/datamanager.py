@@ -11,7 +11,7 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttrib
 from torch import nn
 
 from dialogue_nerfstudio.conversation import DialogueError
-from dialogue_nerfstudio.motion.windows import MotionWindows, WindowSource
+from dialogue_nerfstudio.motion.windows import MotionWindows, WindowSource, join_windows
 
 
 @dataclass
@@ -21,6 +21,11 @@ class MotionDataManagerConfig(DataManagerConfig):
     _target: Type = field(default_factory=lambda: MotionDataManager)
     sources: Tuple[Path, ...] = ()
     """Further folders of conversations or of simulated motion, beside --data."""
+    data_share: Optional[float] = None
+    """Part of each batch's windows, 0 to 1, that are of --data, the rest of everything: makes a short recording count
+    beside hours of others. None for as often as its length gives."""
+    eval_fraction: float = 0.2
+    """Part of each recorded conversation, at its end, that is held out."""
     windows_per_batch: int = 32
     """Windows a training step, of each process."""
     eval_windows: int = 256
@@ -61,19 +66,31 @@ class MotionDataManager(DataManager):
         self.world_size, self.local_rank = world_size, local_rank
         self.train_dataset = self._open("train", needs_mel)
         self.eval_dataset = self._open("eval", needs_mel)
+        self._favoured = None
+        if config.data_share is not None and config.sources:
+            if not 0.0 <= config.data_share <= 1.0:
+                raise DialogueError(f"the data share is a part of each batch, 0 to 1, not {config.data_share}.")
+            self._favoured = self._open("train", needs_mel, alone=True)
         self.train_sampler = self.eval_sampler = None
 
-    def _open(self, split: Literal["train", "eval"], needs_mel: bool) -> WindowSource:
+    def _open(self, split: Literal["train", "eval"], needs_mel: bool, alone: bool = False) -> WindowSource:
         if self.config.data is None:
             raise DialogueError("there is no data to train on; give --data FOLDER of conversations.")
         from dialogue_nerfstudio.motion.dataset import MotionDataset
 
-        return MotionDataset([self.config.data, *self.config.sources], split, self.window, needs_mel)
+        folders = [self.config.data, *(() if alone else self.config.sources)]
+        return MotionDataset(folders, split, self.window, needs_mel, self.config.eval_fraction)
 
     def next_train(self, step: int) -> MotionWindows:
         """The windows of a training step: the same for the same step, whatever went before."""
         rng = np.random.default_rng([self.config.seed, self.local_rank, step])
-        return self.train_dataset.draw(self.config.windows_per_batch, rng).to(self.device)
+        count = self.config.windows_per_batch
+        if self._favoured is None:
+            return self.train_dataset.draw(count, rng).to(self.device)
+        favoured = round(self.config.data_share * count)
+        draws = ((self._favoured, favoured), (self.train_dataset, count - favoured))
+        # People of --data have the same numbers in both: they come first.
+        return join_windows([dataset.draw(some, rng) for dataset, some in draws if some]).to(self.device)
 
     def next_eval(self, step: int) -> MotionWindows:
         """Held-out windows to look at during training."""
