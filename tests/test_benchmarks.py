@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
+from speech_weights import write_audio_encoder
+from spoken_windows import trained_lip_sync
 from tiny_conversation import write_tiny_conversation
 
 from dialogue_nerfstudio.conversation import Conversation, DialogueError, load_conversation, save_conversation
@@ -37,6 +39,8 @@ def benchmark_module(monkeypatch, tmp_path):
         "frames",
         "scaling",
         "hash_grid",
+        "lip_features",
+        "lip_sync",
         "rendering",
         "processing",
         "motion_ceiling",
@@ -351,3 +355,78 @@ def test_gp_vae(benchmark_module, tmp_path, capsys):
     # Finished models are not trained again.
     comparison.run()
     assert "trained in" in printed and "trained in" not in capsys.readouterr().out
+
+
+def test_lips_are_compared_where_both_faces_were_found(benchmark_module):
+    module = benchmark_module("lip_features")
+    rng = np.random.default_rng(0)
+    opening = np.convolve(rng.random(120), np.ones(5) / 5, "same")
+    points = np.tile(rng.uniform(0, 20, (20, 2)), (100, 1, 1))
+    seen = np.arange(100) % 10 != 3
+    recorded = module.Lips(points, opening[:100], np.full(100, 30.0), np.ones(100, bool))
+    late = module.Lips(points * [1.0, 1.1], opening[2:102][::1], np.full(100, 30.0), seen)
+    same = module.compare(recorded, recorded, opening[:100], 25.0)
+    assert same["lmd"] == 0.0 and same["sync_offset"] == 0.0 and same["opening_correlation"] == pytest.approx(1.0)
+    figures = module.compare(late, recorded, opening[:100], 25.0)
+    expected = np.abs(0.1 * (points[0, :, 1] - points[0, :, 1].mean())).mean()
+    assert figures["lmd"] == pytest.approx(expected, rel=1e-6)
+    assert figures["lmd_over_inter_ocular"] == pytest.approx(expected / 30.0, rel=1e-6)
+    # Its lips do now what the recording's will do in two frames.
+    assert figures["sync_offset"] == pytest.approx(-0.08) and figures["frames_compared"] == pytest.approx(0.9)
+
+
+def test_lip_features_trains_and_tracks_every_feature(benchmark_module, tiny, tmp_path, monkeypatch):
+    module = benchmark_module("lip_features")
+    seen = []
+
+    def invented_lips(frames):
+        # The tiny faces are ellipsoids that no tracker takes for faces.
+        seen.append(frames.shape)
+        opening = frames[..., 0].astype(float).mean(axis=(1, 2)) + np.arange(len(frames))
+        points = np.arange(40.0).reshape(1, 20, 2) * opening[:, None, None]
+        return module.Lips(points, opening, np.full(len(frames), 10.0), np.ones(len(frames), bool))
+
+    monkeypatch.setattr(module, "track_lips", invented_lips)
+    monkeypatch.setattr(module, "sync_offset", lambda *_: type("S", (), {"seconds": 0.0, "peak": 1.0})())
+    weights = write_audio_encoder(tmp_path / "encoder.safetensors")
+    options = module.LipFeaturesBenchmark(
+        tiny, tmp_path / "out", weights, iterations=2, resolution=32, eval_fraction=0.3, seeds=(0,)
+    )
+    figures = module.measure(options)
+    assert set(figures["features"]) == {"contrastive", "mel", "mfcc"}
+    assert set(figures["features"]["mfcc"]["0"]) == {"p0", "p1"}
+    assert len(seen) == 12 and seen[0][0] in (7, 8) and seen[0][1:] == (32, 32, 3)
+    module.measure(options)
+    assert len(seen) == 12
+    options.iterations = 3
+    with pytest.raises(DialogueError, match="other settings"):
+        module.measure(options)
+    options.weights = None
+    with pytest.raises(DialogueError, match="--weights"):
+        module.measure(options)
+
+
+def test_lip_sync_intervals_hold_the_mean_and_know_that_neighbours_repeat(benchmark_module):
+    module = benchmark_module("lip_sync")
+    rng = np.random.default_rng(0)
+    second = np.repeat(np.arange(40), 25)
+    alike = np.repeat(rng.random(40) < 0.5, 25)
+    mean, low, high = module.share_with_interval(alike, second, 500, 0)
+    assert low < mean == alike.mean() < high and high - low > 0.2
+    apart = rng.random(1000) < 0.5
+    _, low, high = module.share_with_interval(apart, np.arange(1000), 500, 0)
+    assert high - low < 0.1
+
+
+def test_lip_sync_measures_a_model_on_a_recording(benchmark_module, tmp_path):
+    module = benchmark_module("lip_sync")
+    root = write_tiny_conversation(tmp_path / "long", num_frames=400, size=16)
+    model = trained_lip_sync()
+    dataset = module.MotionDataset([root], "eval", 50, True, 0.5)
+    options = module.LipSyncBenchmark(tmp_path, evidence=(1, 5), resamples=50)
+    figures = module.measure_retrieval(model, dataset, options)
+    assert figures["1"]["anchors"] > 20 and 0.0 <= figures["1"]["exact"][0] <= figures["1"]["within_1"][0] <= 1.0
+    mouths = module.measure_mouths(model, dataset)
+    assert set(mouths["correlation"]) == {"jaw_open"}
+    closure = module.measure_closure(model, 0, conversations=1, num_frames=250)
+    assert closure["true_closed_over_open"] < 0.1 and closure["generated_closed_over_open"] < 0.6

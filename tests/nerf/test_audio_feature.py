@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from speech_weights import write_wav2lip
+from speech_weights import write_audio_encoder, write_wav2lip
 
 from dialogue_nerfstudio.conversation import DialogueError, load_conversation
 from dialogue_nerfstudio.conversation.files import write_npz
@@ -82,3 +82,31 @@ def test_rows_without_silence_of_their_own_are_silent_at_zero(tiny, tmp_path, sm
     assert model.signal_encoder.audio_net.encoder.layers[0].in_features == 16 * 29
     assert not model.signal_encoder.audio_net.silence.any()
     assert (model.signals.with_length(30).audio[24:] == 0).all()
+
+
+def test_avatars_train_on_contrastive_codes_and_hear_new_sound_with_them(tiny, tmp_path, small_config):
+    root = shutil.copytree(tiny, tmp_path / "conversation")
+    conversation = load_conversation(root)
+    weights = write_audio_encoder(tmp_path / "encoder.safetensors")
+    write_feature(root, FeatureExtractor("contrastive", str(weights)).feature(*conversation.audio(), 24))
+    small_config.datamanager.data = root
+    small_config.datamanager.dataparser.audio_feature = "contrastive"
+    small_config.model.drive = "audio"
+    torch.manual_seed(0)
+    pipeline = DialoguePipeline(small_config, device="cpu", test_mode="val")
+    encoder = pipeline.model.signal_encoder.audio_net.encoder
+    assert encoder.layers[0].in_features == 12
+    sum(pipeline.get_train_loss_dict(0)[1].values()).backward()
+    assert encoder.layers[0].weight.grad.abs().sum() > 0
+    save_wav(tmp_path / "new.wav", np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32))
+    driving = drive_by_audio(conversation, tmp_path / "new.wav", speaker="p0", hearing=Hearing("contrastive"))
+    assert driving.features.shape == (25, 12)
+    np.testing.assert_allclose(np.linalg.norm(driving.features, axis=1), 1.0, atol=1e-5)
+    write_audio_encoder(tmp_path / "other.safetensors", seed=1)
+    with pytest.raises(DialogueError, match="other weights"):
+        drive_by_audio(
+            conversation,
+            tmp_path / "new.wav",
+            speaker="p0",
+            hearing=Hearing("contrastive", str(tmp_path / "other.safetensors")),
+        )
