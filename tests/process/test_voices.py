@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+from synthetic_voice import voice
 
 from dialogue_nerfstudio.conversation.roles import SpeechSegment, frames_to_segments
 from dialogue_nerfstudio.metrics.tracking import role_accuracy
+from dialogue_nerfstudio.process.audio_features import SAMPLE_RATE
+from dialogue_nerfstudio.process.diarization import diarize
 from dialogue_nerfstudio.process.voices import (
     VoiceConfig,
     add_overlaps,
@@ -226,6 +229,17 @@ def test_one_voice_cut_in_two_at_random_is_not_believed():
     result = assign_voices(torn, openings, FPS)
     assert result.method == "lips" and "told apart" in result.reason and result.voice_to_participant == {}
     assert role_accuracy(result.speaking, speaking)["per_frame"] > 0.85
+
+
+def test_two_people_with_the_same_voice_are_told_apart_by_their_lips():
+    """Sound and all: the diarizer is asked for two voices and makes them up of one."""
+    speaking, openings, _ = conversation(2, seed=6, turns=8)
+    spoken = voice(120, 1.0, len(speaking) / FPS, 0)
+    heard = np.repeat(speaking.any(1), SAMPLE_RATE // int(FPS))[: len(spoken)]
+    segments = diarize(np.where(heard, spoken[: len(heard)], 0.0).astype(np.float32), SAMPLE_RATE, 2)
+    result = assign_voices(segments, openings, FPS)
+    assert role_accuracy(result.speaking, speaking)["per_frame"] > 0.9
+    assert result.disagreement > 0.2, "what the report shows of the doubt"
 
 
 def test_a_third_voice_that_no_lips_follow_is_out_of_the_picture():
