@@ -62,7 +62,7 @@ class GpVaeConfig(MotionModelConfig):
     """Of the cross-modal encoder."""
     beta: float = 0.02
     """Weight of the divergence from the prior (eq. 8), both per frame and attribute: 2 σ² of a decoder's noise σ."""
-    latent_steps: int = 800
+    latent_steps: int = 600
     """Training steps of the first stage, the latent space; all further ones train the cross-modal encoder."""
     match_weight: float = 0.02
     """Second stage: of the divergence of the latent distribution from what the encoder makes of the true
