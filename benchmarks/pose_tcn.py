@@ -189,8 +189,8 @@ def draw(path: Path, windows: MotionWindows, curves: Dict[str, torch.Tensor], co
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    frames = 500
     listening = (~windows.own.speaking & windows.partner.speaking)[:, context:].float()
+    frames = min(500, listening.shape[1])
     much = torch.nn.functional.avg_pool1d(listening.unsqueeze(1), frames, 1).squeeze(1)
     row, first = divmod(int(much.argmax()), much.shape[1])
     span = slice(first, first + frames)
