@@ -265,7 +265,7 @@ class _Conversion(Processing):
                 f"facing {np.degrees(turn):.0f} degrees away); give camera to world in metres, with the camera looking "
                 "along -z and y up."
             )
-        self.save_head(head, 1.0 / fit.scale)
+        self.save_head(participant, head, (folder.width, folder.height), scale=np.array(1.0 / fit.scale))
         self.save_tracking(participant, head, track)
 
     def take_head(self) -> None:
@@ -275,7 +275,7 @@ class _Conversion(Processing):
         none = np.zeros(folder.num_frames)
         jitter = rotation_jitter(rotations[folder.listed])
         head = HeadTrack(mean_face(), rotations, translations, none, folder.focal, folder.center, jitter)
-        self.save_head(head, 1.0)
+        self.save_head(self.participant, head, (folder.width, folder.height), scale=np.array(1.0))
         expression, names, basis = np.zeros((folder.num_frames, len(EXPRESSION_NAMES))), EXPRESSION_NAMES, None
         sources = {"head_pose": "AD-NeRF-family folder"}
         if self.face == "face-model":
@@ -300,20 +300,6 @@ class _Conversion(Processing):
         )
         motion.validate(str(folder.path))
         motion.save(self.work(f"{self.participant}_motion.npz"))
-
-    def save_head(self, head: HeadTrack, scale: float) -> None:
-        write_npz(
-            self.work(f"{self.participant}_head.npz"),
-            shape=head.shape,
-            rotations=head.rotations,
-            translations=head.translations,
-            reprojection_error=head.reprojection_error,
-            focal=np.array(head.focal),
-            center=np.array(head.center),
-            jitter=np.array(head.jitter),
-            size=np.array([self.folder.width, self.folder.height]),
-            scale=np.array(scale),
-        )
 
     def visible(self) -> np.ndarray:
         """Frames whose pose is trusted."""

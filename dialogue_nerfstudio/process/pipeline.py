@@ -713,6 +713,11 @@ class Processing:
                 head = refine_head(track, head)
             if self.config.register_head:
                 head = register_head(reader.iterate(), head, track.visible, progress)
+        self.save_head(participant, head, (width, height))
+        self.save_tracking(participant, head, track)
+
+    def save_head(self, participant: str, head: HeadTrack, size: Tuple[int, int], **further: np.ndarray) -> None:
+        """What `head` reads: the head of a crop of that width and height, and whatever else is to be kept with it."""
         by_landmarks = head.by_landmarks()
         write_npz(
             self.work(f"{participant}_head.npz"),
@@ -725,9 +730,9 @@ class Processing:
             focal=np.array(head.focal),
             center=np.array(head.center),
             jitter=np.array(head.jitter),
-            size=np.array([width, height]),
+            size=np.array(size),
+            **further,
         )
-        self.save_tracking(participant, head, track)
 
     def save_tracking(self, participant: str, head: HeadTrack, track: LandmarkTrack) -> None:
         """tracking.npz: what of the person was seen, and how well."""

@@ -191,10 +191,12 @@ def test_the_package_registers_every_preset(monkeypatch):
     """As nerfstudio finds methods that are not installed: by what pyproject.toml would register."""
     from nerfstudio.plugins.registry import discover_methods
 
+    from dialogue_nerfstudio.motion.training.config import METHODS as MOTION_METHODS
+
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     section = text.split('[project.entry-points."nerfstudio.method_configs"]')[1].split("[")[0]
     points = dict(re.findall(r'^(\S+) = "(.+)"$', section, flags=re.MULTILINE))
-    assert set(points) == set(METHODS)
+    assert set(points) == set(METHODS) | set(MOTION_METHODS)
     monkeypatch.setenv("NERFSTUDIO_METHOD_CONFIGS", ",".join(f"{name}={target}" for name, target in points.items()))
     found, descriptions = discover_methods()
-    assert set(METHODS) <= set(found) and all(descriptions[name] for name in METHODS)
+    assert set(points) <= set(found) and all(descriptions[name] for name in points)
