@@ -173,6 +173,7 @@ class _Conversion(Processing):
                 [self.work(f"{i}_head.npz"), self.person(i, "tracking.npz")],
                 needs=["landmarks"],
                 options={"ipd": config.ipd},
+                version=2,
             )
             runner.run(
                 "expression",
@@ -188,6 +189,7 @@ class _Conversion(Processing):
                 [self.work(f"{i}_head.npz"), self.work(f"{i}_motion.npz")],
                 needs=["pictures"],
                 options={"face": self.face},
+                version=2,
             )
         runner.run(
             "boxes",
