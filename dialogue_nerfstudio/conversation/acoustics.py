@@ -1,4 +1,4 @@
-"""Pure audio maths: sound as an array in, log-mel spectrogram and prosody out.
+"""Pure audio maths: sound as an array in, log-mel spectrogram, MFCC and prosody out.
 
 Conventions. `audio` is a mono float32 waveform `[S]` in [-1, 1] whose sample 0 sounds when video frame 0 appears. Video
 frame t is shown during [t / fps, (t + 1) / fps) and its *centre* is (t + 0.5) / fps seconds. What is per frame has

@@ -96,8 +96,7 @@ class MotionDataset:
 
     Raises:
         DialogueError: a source is missing, half-written, damaged, without pictures, in another expression basis or
-        frame
-            rate than the first, or the split is empty or too short for the window.
+            frame rate than the first, or the split is empty or too short for the window.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The motion methods as nerfstudio finds them: `dialogue-pose-tcn` and its published settings.
+"""The motion methods as nerfstudio finds them: head poses, face codes, lips in step with sound, and sampled motion.
 
 A further method is its model's config in `motion_method`, a `MethodSpecification` in `METHODS`, and an entry point in
 pyproject.toml. This module is imported by every ns-* command: what it imports must always work.
