@@ -69,8 +69,7 @@ class FaceLandmarks(nn.Module):
         design = self.fields.reshape(len(self.fields), -1).double().cpu().numpy() / LANDMARK_NOISE
         target = landmarks.reshape(len(landmarks), -1).double().cpu().numpy() / LANDMARK_NOISE
         hessian = design @ design.T + np.eye(len(design)) / self._prior**2
-        shape = (len(target), *hessian.shape)
-        found = bounded_least_squares(np.broadcast_to(hessian, shape), target @ design.T, 0.0, self._upper)
+        found = bounded_least_squares(hessian[None], target @ design.T, 0.0, self._upper)
         return found[:, :-2].astype(np.float32), found[:, -2:].astype(np.float32)
 
 

@@ -247,9 +247,7 @@ def refit_displacements(
     # Displacements are free of noise: the prior only decides what they leave open.
     hessian = weighted @ design.T + 1e-2 * np.eye(len(design)) / new.prior**2
     gradient = moved @ weighted.T
-    found = bounded_least_squares(
-        np.broadcast_to(hessian, (len(gradient), *hessian.shape)), gradient, new.lower, new.upper
-    )
+    found = bounded_least_squares(hessian[None], gradient, new.lower, new.upper)
     missed = moved - found @ design
 
     def rms(displacement: np.ndarray) -> np.ndarray:

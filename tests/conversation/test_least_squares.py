@@ -1,6 +1,7 @@
 """Bounded least squares: the conditions of an optimum hold, with one bound for all or one for each unknown."""
 
 import numpy as np
+import pytest
 
 from dialogue_nerfstudio.conversation.least_squares import bounded_least_squares
 
@@ -30,3 +31,13 @@ def test_a_solution_does_not_depend_on_those_beside_it():
     whole = bounded_least_squares(hessian, gradient, 0.0, 0.5)
     alone = [bounded_least_squares(hessian[i : i + 1], gradient[i : i + 1], 0.0, 0.5)[0] for i in range(20)]
     np.testing.assert_allclose(whole, alone, atol=1e-12)
+
+
+def test_one_hessian_may_stand_for_all():
+    rng = np.random.default_rng(2)
+    a, gradient = rng.standard_normal((12, 6)), rng.standard_normal((20, 6)) * 3
+    hessian = (a.T @ a)[None]
+    shared = bounded_least_squares(hessian, gradient, 0.0, 0.5)
+    np.testing.assert_allclose(shared, bounded_least_squares(np.repeat(hessian, 20, 0), gradient, 0.0, 0.5), atol=1e-9)
+    with pytest.raises(ValueError, match="3 Hessians do not fit 20"):
+        bounded_least_squares(np.repeat(hessian, 3, 0), gradient, 0.0, 0.5)
