@@ -11,13 +11,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from face_model_files import true_model, write_ict
 from media import noise_frames, tone, write_video
 from scipy.spatial.transform import Rotation
 from synthetic_face import rotation_difference, synthetic_face
 
 from dialogue_nerfstudio.cli.main import main
 from dialogue_nerfstudio.conversation import DialogueError, SpeechSegment, load_conversation, write_rttm
-from dialogue_nerfstudio.conversation.expression_basis import face_triangles, mean_face
+from dialogue_nerfstudio.conversation.expression_basis import ExpressionBasis, face_triangles, mean_face
 from dialogue_nerfstudio.conversation.files import write_json
 from dialogue_nerfstudio.conversation.video import HEAD, LabelWriter
 from dialogue_nerfstudio.process import boxes, diarization, face_mesh, faces, labels, landmarks, pipeline
@@ -356,6 +357,29 @@ def test_shoulders_that_cannot_be_followed_are_said(ideal_networks, video, tmp_p
     assert all(person.motion.sources["sway"].startswith("none") for person in made.participants)
     notes = json.loads((tmp_path / "chat" / "process.json").read_text())["notes"]
     assert any("shoulders of p0, p1 could not be followed" in note for note in notes)
+
+
+def test_expressions_in_a_given_face_model_from_end_to_end(chat, video, people, tmp_path, capsys):
+    (tmp_path / "ict").mkdir()
+    path = write_ict(tmp_path / "ict", true_model())
+    assert (
+        main(["process", str(video), "--output", str(chat), "--num-people", "2", "--face-model-path", str(path)]) == 0
+    )
+    made = load_conversation(chat)
+    names = ("browOuterUp_L", "jawOpen", "mouthPucker", "mouthSmile_L", "mouthSmile_R")
+    basis = ExpressionBasis.load(chat / "face_model.npz")
+    for participant, person in zip(made.participants, people, strict=True):
+        motion = participant.motion
+        assert motion.expression_names == names and motion.expression.shape == (FRAMES, 5)
+        assert motion.expression_basis == basis.name == made.provenance["expression_basis"]
+        assert np.corrcoef(motion.expression[:, 1], person.expression[:, 0])[0, 1] > 0.9, "the jaw"
+    ran = json.loads((chat / "process.json").read_text())["stages_run"]
+    assert "expression" in ran and not {"crops", "landmarks", "head", "labels"} & set(ran)
+    assert main(["process", str(video), "--output", str(chat), "--num-people", "2"]) == 0
+    assert (
+        not (chat / "face_model.npz").exists()
+        and len(load_conversation(chat).participants[0].motion.expression[0]) > 20
+    )
 
 
 def test_one_video_a_person(ideal_networks, people, tmp_path):
