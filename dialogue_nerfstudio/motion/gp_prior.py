@@ -10,7 +10,7 @@ from typing import Optional, Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def cauchy_covariance(
@@ -25,41 +25,49 @@ def cauchy_covariance(
     return sigma**2 / (1.0 + (gaps / length_scale).square()) + jitter * torch.eye(len(times), dtype=times.dtype)
 
 
-class TemporalPrior:
+class TemporalPrior(nn.Module):
     """p(z) over windows of any length (DFA-NeRF eq. 7): a Gaussian process, or independent frames.
 
     Factors are computed once for each window length and kept.
 
     Args:
-        length_scales: ℓ of each latent dimension, frames; None for the plain VAE's N(0, I).
-        num_dimensions: D; length scales are dealt out in turn.
+        length_scales: ℓ of the latent dimensions, frames, dealt out in turn; None for the plain VAE's N(0, I).
+        num_dimensions: D.
     """
 
+    length_scales: Optional[Tensor]
+
     def __init__(self, length_scales: Optional[Sequence[float]], num_dimensions: int):
-        self.length_scales = None if length_scales is None else tuple(length_scales)
+        super().__init__()
         self.num_dimensions = num_dimensions
-        self._factors: dict[tuple[int, str, torch.dtype], Tensor] = {}
+        scales = None
+        if length_scales is not None:
+            scales = torch.tensor([length_scales[d % len(length_scales)] for d in range(num_dimensions)])
+        self.register_buffer("length_scales", scales)
+        self._factors: dict[tuple[int, str, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def covariance(self, num_frames: int) -> Float[Tensor, "D T T"]:
         """K of each dimension, in double precision."""
         times = torch.arange(num_frames, dtype=torch.float64)
         if self.length_scales is None:
             return torch.eye(num_frames, dtype=torch.float64).expand(self.num_dimensions, -1, -1)
-        scales = self.length_scales
-        return torch.stack([cauchy_covariance(times, scales[d % len(scales)]) for d in range(self.num_dimensions)])
+        return torch.stack([cauchy_covariance(times, scale) for scale in self.length_scales.tolist()])
 
     def factor(self, num_frames: int, like: Tensor) -> Float[Tensor, "D T T"]:
         """L of K = L Lᵀ, with the device and precision of `like`; factored in double precision."""
         key = (num_frames, str(like.device), like.dtype)
-        if key not in self._factors:
-            self._factors[key] = torch.linalg.cholesky(self.covariance(num_frames)).to(like)
-        return self._factors[key]
+        scales = like.new_zeros(0) if self.length_scales is None else self.length_scales
+        made_of, factor = self._factors.get(key, (None, None))
+        # A checkpoint, or a fit, may have brought other length scales.
+        if made_of is None or not torch.equal(made_of, scales):
+            factor = torch.linalg.cholesky(self.covariance(num_frames)).to(like)
+            self._factors[key] = (scales.clone(), factor)
+        return factor
 
     def posterior(
         self,
         target: Float[Tensor, "B D T"],
         precision: Float[Tensor, "B D T"],
-        scale: Optional[Float[Tensor, " D"]] = None,
     ) -> "LatentGaussian":
         """What is known of z once y_t = z_t + noise of variance 1 / λ_t was seen at every frame.
 
@@ -71,27 +79,13 @@ class TemporalPrior:
 
         Args:
             target, precision: y and λ.
-            scale: the prior's σ of each dimension; None for 1.
         """
-        factor = self._scaled(target.shape[-1], target, scale)
-        return LatentGaussian(factor, precision * target, precision)
+        return LatentGaussian(self.factor(target.shape[-1], target), precision * target, precision)
 
-    def sample(
-        self,
-        batch: int,
-        num_frames: int,
-        noise: torch.Generator,
-        like: Tensor,
-        scale: Optional[Float[Tensor, " D"]] = None,
-    ) -> Float[Tensor, "B D T"]:
+    def sample(self, batch: int, num_frames: int, noise: torch.Generator, like: Tensor) -> Float[Tensor, "B D T"]:
         """Sequences from p(z)."""
-        factor = self._scaled(num_frames, like, scale)
         white = torch.randn(batch, self.num_dimensions, num_frames, generator=noise).to(like)
-        return torch.einsum("dts,bds->bdt", factor, white)
-
-    def _scaled(self, num_frames: int, like: Tensor, scale: Optional[Float[Tensor, " D"]]) -> Float[Tensor, "D T T"]:
-        factor = self.factor(num_frames, like)
-        return factor if scale is None else factor * scale[:, None, None]
+        return torch.einsum("dts,bds->bdt", self.factor(num_frames, like), white)
 
 
 @dataclass

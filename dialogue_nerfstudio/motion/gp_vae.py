@@ -18,6 +18,7 @@ from dialogue_nerfstudio.conversation.errors import DialogueError
 from dialogue_nerfstudio.motion.blinks import DENSITY_DEVIATION, BlinkBank, blink_starts, event_density
 from dialogue_nerfstudio.motion.gp_prior import LatentGaussian, TemporalPrior
 from dialogue_nerfstudio.motion.gp_vae_generator import GpVaeGenerator
+from dialogue_nerfstudio.motion.latent_basis import LatentMoments, change_inputs, change_outputs
 from dialogue_nerfstudio.motion.model import MotionModel, MotionModelConfig, MotionStatistics
 from dialogue_nerfstudio.motion.personal_pose import PersonalPoses
 from dialogue_nerfstudio.motion.sequence_networks import SequenceKind, SequenceNetwork, smooth_pieces
@@ -32,6 +33,8 @@ _MEL_CHANNELS = 8
 _HIGHEST_LOG_PRECISION = 7.0
 _CAUTION = 2.0
 """By how much the cross-modal encoder's log precisions begin below the encoder's: it first says little."""
+_FITTED_UNTIL = 5 / 6
+"""Share of the first stage during which the latent space's basis changes: precisions have to follow."""
 _TERMS = 3
 """Coefficients of a token and attribute, see `smooth_pieces`."""
 
@@ -45,7 +48,7 @@ class GpVaeConfig(MotionModelConfig):
     prior: Literal["gp", "normal"] = "gp"
     """p(z): a Gaussian process with the Cauchy kernel, or independent frames."""
     length_scales: Tuple[float, ...] = (4.0, 8.0, 16.0, 32.0)
-    """Of the Gaussian process, in frames, dealt out to the latent dimensions in turn."""
+    """Of the Gaussian process at first, in frames, dealt out to the latent dimensions in turn; then they are fitted."""
     window_frames: int = 100
     """T."""
     beginning_frames: int = 25
@@ -64,11 +67,13 @@ class GpVaeConfig(MotionModelConfig):
     """Weight of the divergence from the prior (eq. 8), both per frame and attribute: 2 σ² of a decoder's noise σ."""
     latent_steps: int = 600
     """Training steps of the first stage, the latent space; all further ones train the cross-modal encoder."""
+    fit_every: int = 50
+    """First stage: steps between changes of the latent space's basis and length scales to those that fit the latents."""
     match_weight: float = 0.02
     """Second stage: of the divergence of the latent distribution from what the encoder makes of the true
     future. Ours: eq. 9 alone drives every deviation to zero, and with it the diversity."""
-    future_weight: float = 0.002
-    """Second stage: of the future's distance to the truth (eq. 9)."""
+    future_weight: float = 0.2
+    """Second stage: of the future's distance to the truth (eq. 9), as `energy_score`."""
     unheard_share: float = 0.1
     """Second stage: share of windows whose sound is withheld, so that the model also knows what to do without."""
     audio: Literal["prosody", "mel"] = "prosody"
@@ -102,8 +107,6 @@ class GpVae(MotionModel):
     config: GpVaeConfig
     prosody_statistics: Tensor
     pieces: Tensor
-    latent_scale: Tensor
-    """σ of the prior of each latent dimension."""
 
     def __init__(self, config: GpVaeConfig, statistics: MotionStatistics):
         super().__init__()
@@ -116,7 +119,7 @@ class GpVae(MotionModel):
         self.register_buffer("prosody_statistics", statistics.prosody.clone().float())
         self.poses = PersonalPoses(statistics.num_people, statistics.head_pose[0])
         self.blinks = BlinkBank()
-        self.register_buffer("latent_scale", torch.ones(config.latent_size))
+        self.moments = LatentMoments(config.latent_size)
         self.register_buffer("pieces", smooth_pieces(config.window_frames, config.token, _TERMS), persistent=False)
         size, width = config.latent_size, config.width
         attributes = config.token * ATTRIBUTES
@@ -166,7 +169,7 @@ class GpVae(MotionModel):
         features = self.encoder(padded, self._positions(self.num_tokens))
         target, precision = self._observation(self.encoder_output(features))
         known = (torch.arange(self.num_tokens, device=tokens.device) < seen).to(precision)
-        return self.prior.posterior(target, precision * known, self.latent_scale), features[:, :seen]
+        return self.prior.posterior(target, precision * known), features[:, :seen]
 
     def decode(self, latent: Float[Tensor, "B D N"]) -> Float[Tensor, "B T 7"]:
         """D."""
@@ -241,6 +244,9 @@ class GpVae(MotionModel):
         latent_stage = step < self.config.latent_steps
         for module in (self.encoder, self.encoder_output, self.decoder):
             module.requires_grad_(latent_stage)
+        fitting = step % self.config.fit_every == 0 and step <= _FITTED_UNTIL * self.config.latent_steps
+        if self.training and torch.is_grad_enabled() and fitting and self.moments.weight > 0.0:
+            self.fit_basis()
         return self.latent_losses(windows) if latent_stage else self.cross_modal_losses(windows)
 
     def latent_losses(self, windows: MotionWindows) -> Dict[str, Tensor]:
@@ -251,7 +257,7 @@ class GpVae(MotionModel):
             posterior, _ = self.encode(given)
             latent = posterior.sample(torch.randn_like(posterior.information))
             if given is whole and self.training and torch.is_grad_enabled():
-                self._follow_scale(latent.detach())
+                self.moments.collect(latent.detach())
             decoded = self.decode(latent)[:, : given.shape[1]]
             error = (decoded - given).square().sum((1, 2)).mean()
             weight = 0.5 / (whole.shape[1] * ATTRIBUTES)
@@ -259,13 +265,19 @@ class GpVae(MotionModel):
             losses[f"{name}divergence"] = weight * self.config.beta * posterior.kl_to_prior().mean()
         return losses
 
-    def _follow_scale(self, latent: Float[Tensor, "B D N"]) -> None:
-        """The prior's σ follows the size that latents have, so that its samples decode to motion as large as people's.
+    @torch.no_grad()
+    def fit_basis(self) -> None:
+        """Changes the basis of the latent space, and the prior's length scales, to those that fit the latents.
 
-        A larger z and a decoder with smaller weights reconstruct as well, and gradients undo that but slowly.
+        Otherwise latents that belong together are correlated, and samples of a prior that knows nothing of it decode to
+        motion of the wrong size and speed.
         """
-        size = latent.square().mean((0, 2))
-        self.latent_scale.copy_((0.95 * self.latent_scale.square() + 0.05 * size).sqrt())
+        basis = self.moments.fitting_basis()
+        change_outputs(self.encoder_output, basis)
+        change_inputs((self.decoder.skip, self.decoder.input_layer), basis)
+        if self.prior.length_scales is not None:
+            self.prior.length_scales.copy_(basis.length_scales())
+        self.moments.forget()
 
     def cross_modal_losses(self, windows: MotionWindows) -> Dict[str, Tensor]:
         """Second stage: eq. 9, and the divergence from what the encoder makes of the true future."""
@@ -274,8 +286,10 @@ class GpVae(MotionModel):
         with torch.no_grad():
             true, _ = self.encode(whole)
         tau = self.config.beginning_frames
-        decoded = self.decode(predicted.sample(torch.randn_like(predicted.information)))
-        future = (decoded[:, tau:] - whole[:, tau:]).square().mean((1, 2))
+        one, other = (
+            self.decode(predicted.sample(torch.randn_like(predicted.information)))[:, tau:] for _ in range(2)
+        )
+        future = energy_score(one, other, whole[:, tau:])
         match = true.kl_to(predicted) / (whole.shape[1] * ATTRIBUTES)
         chosen = torch.ones_like(future)
         if self.config.person is not None:
@@ -323,7 +337,9 @@ class GpVae(MotionModel):
 
 
 class AudioEncoder(nn.Module):
-    """The sound of both sides, frames to tokens: convolutions over a quarter of a second.
+    """The sound of both sides, frames to tokens: dilated convolutions that reach 1.4 s to either side.
+
+    A listener answers up to a second after what they heard, and attention alone is slow to find which token that was.
 
     Args:
         width: of a token.
@@ -335,16 +351,38 @@ class AudioEncoder(nn.Module):
         super().__init__()
         self.mel = nn.Linear(80, _MEL_CHANNELS) if mel else None
         channels = 2 * (3 + (_MEL_CHANNELS if mel else 0)) + 1
-        self.layers = nn.Sequential(
-            nn.Conv1d(channels, width // 2, 7, padding=3), nn.GELU(), nn.Conv1d(width // 2, width, token, stride=token)
+        half = width // 2
+        self.first = nn.Conv1d(channels, half, 7, padding=3)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.GELU(), nn.Conv1d(half, half, 3, dilation=reach, padding=reach), nn.GELU(), nn.Conv1d(half, half, 1)
+            )
+            for reach in (1, 2, 4, 8, 16)
         )
+        self.last = nn.Sequential(nn.GELU(), nn.Conv1d(half, width, token, stride=token))
 
     def forward(self, sound: Float[Tensor, "B T channels"]) -> Float[Tensor, "B N width"]:
         if self.mel is not None:
             own, partner, heard = sound[..., :83], sound[..., 83:166], sound[..., 166:]
             own, partner = (torch.cat([side[..., :3], self.mel(side[..., 3:])], dim=-1) for side in (own, partner))
             sound = torch.cat([own, partner, heard], dim=-1)
-        return self.layers(sound.transpose(1, 2)).transpose(1, 2)
+        hidden = self.first(sound.transpose(1, 2))
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        return self.last(hidden).transpose(1, 2)
+
+
+def energy_score(
+    one: Float[Tensor, "B T C"], other: Float[Tensor, "B T C"], true: Float[Tensor, "B T C"]
+) -> Float[Tensor, " B"]:
+    """Distance of samples to the truth, less half of their distance to each other: smallest in expectation where the
+    predicted distribution is the true one (Gneiting & Raftery 2007, eq. 21, of two samples). Distances are root mean
+    squares over time, averaged over channels."""
+
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        return ((a - b).square().mean(1) + 1e-6).sqrt().mean(1)
+
+    return 0.5 * (distance(one, true) + distance(other, true) - distance(one, other))
 
 
 def _side_sound(side: Side) -> Tuple[Tensor, Tensor, Optional[Tensor]]:

@@ -130,12 +130,11 @@ def test_continuation_is_conditioning_by_brute_force():
     torch.testing.assert_close(continued.sample(white)[..., :overlap], known, atol=1e-3, rtol=0.0)
 
 
-def test_scale_is_the_priors_deviation():
-    prior = _prior("gp")
-    scale = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)
-    nothing = torch.zeros(1, DIMENSIONS, FRAMES, dtype=torch.float64)
-    expected = scale.square()[:, None, None] * prior.covariance(FRAMES)
-    torch.testing.assert_close(prior.posterior(nothing, nothing, scale).covariance()[0], expected)
-    noise, same = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
-    scaled = prior.sample(2, FRAMES, noise, nothing, scale)
-    torch.testing.assert_close(scaled, prior.sample(2, FRAMES, same, nothing) * scale[:, None])
+def test_factors_follow_length_scales_that_a_checkpoint_brings():
+    prior, other = _prior("gp"), TemporalPrior((2.0, 5.0, 9.0), DIMENSIONS)
+    like = torch.zeros(1, dtype=torch.float64)
+    before = prior.factor(FRAMES, like)
+    assert prior.factor(FRAMES, like) is before
+    prior.load_state_dict(other.state_dict())
+    torch.testing.assert_close(prior.factor(FRAMES, like), other.factor(FRAMES, like))
+    assert not torch.allclose(prior.factor(FRAMES, like), before)
