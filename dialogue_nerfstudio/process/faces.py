@@ -22,8 +22,9 @@ from dialogue_nerfstudio.process.face_mesh import FaceDetector
 DETECTION_STEP = 5
 """Faces are looked for in every this many frames …"""
 
-MAX_LOOKS = 100
-"""… and in more seldom ones of a video so long that these would be more: people keep their seats."""
+MAX_LOOKS = 40
+"""… and in more seldom ones of a video so long that these would be more: people keep their seats, and a look takes as
+long as decoding ten pictures."""
 
 DETECTION_HEIGHT = 540
 """Pictures are shrunk to this height before they are looked at: faces of 30 px there are found."""
@@ -210,9 +211,9 @@ class PanelFinder:
         self._step_x: List[np.ndarray] = []
 
     def add(self, image: UInt8[np.ndarray, "height width 3"]) -> None:
-        np.maximum(self._brightest, image.max(axis=2), out=self._brightest)
+        cv2.max(self._brightest, _largest_channel(image), self._brightest)
         if len(self._step_x) < 12:
-            self._step_x.append(cv2.absdiff(image[:, 1:], image[:, :-1]).max(axis=2))
+            self._step_x.append(_largest_channel(cv2.absdiff(image[:, 1:], image[:, :-1])))
 
     @property
     def canvas(self) -> Bool[np.ndarray, "height width"]:
@@ -251,6 +252,12 @@ class PanelFinder:
         sharp[[0, 1, -1, -2]] = 0
         best = int(np.argmax(sharp))
         return lo + best + 1 if sharp[best] > 0.6 else None
+
+
+def _largest_channel(image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width"]:
+    """Many times faster than NumPy's maximum over so short an axis."""
+    red, green, blue = cv2.split(image)
+    return cv2.max(cv2.max(red, green), blue)
 
 
 def _run_around(keep: Bool[np.ndarray, " n"], index: int) -> Tuple[int, int]:

@@ -106,7 +106,7 @@ def surface_points(
 
 
 def appearance(
-    frames: Iterable[UInt8[np.ndarray, "height width 3"]],
+    frames: Iterable[UInt8[np.ndarray, "height width"]],
     points: Float[np.ndarray, "p 3"],
     head: HeadTrack,
     progress: Optional[Callable[[float], None]] = None,
@@ -121,8 +121,8 @@ def appearance(
         places = project(points, head.rotations[index], head.translations[index], head.focal, head.center) - 0.5
         low = np.clip(np.floor(places.min(axis=0)).astype(int) - margin, 0, [frame.shape[1] - 1, frame.shape[0] - 1])
         high = np.ceil(places.max(axis=0)).astype(int) + margin + 1
-        part = np.ascontiguousarray(frame[low[1] : max(high[1], low[1] + 1), low[0] : max(high[0], low[0] + 1)])
-        grey = cv2.GaussianBlur(cv2.cvtColor(part, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), blur)
+        part = frame[low[1] : max(high[1], low[1] + 1), low[0] : max(high[0], low[0] + 1)]
+        grey = cv2.GaussianBlur(part.astype(np.float32), (0, 0), blur)
         # A Scharr filter over 32 is the slope a pixel.
         sides = [cv2.Scharr(grey, cv2.CV_32F, 1, 0, scale=1 / 32), cv2.Scharr(grey, cv2.CV_32F, 0, 1, scale=1 / 32)]
         u, v = (places - low).astype(np.float32).T.reshape(2, 1, -1)
@@ -175,7 +175,7 @@ def corrections(
 
 
 def register_head(
-    frames: Iterable[UInt8[np.ndarray, "height width 3"]],
+    frames: Iterable[UInt8[np.ndarray, "height width"]],
     head: HeadTrack,
     visible: Bool[np.ndarray, " num_frames"],
     progress: Optional[Callable[[float], None]] = None,
@@ -184,7 +184,7 @@ def register_head(
     landmarks fit the pose that they gave, stay; so do those poses, as `landmark_poses`.
 
     Args:
-        frames: all of them, in order.
+        frames: the brightness of all of them, in order.
         head: poses to within a pixel or two.
         visible: frames in which the face was seen.
     """

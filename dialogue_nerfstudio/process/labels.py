@@ -8,7 +8,8 @@ eyes to the picture's right, `down` across them.
 """
 
 from contextlib import contextmanager
-from typing import Callable, Iterable, Iterator, Tuple
+from dataclasses import dataclass
+from typing import Callable, Iterable, Iterator, List, Tuple
 
 import cv2
 import numpy as np
@@ -34,8 +35,14 @@ JAW_MARGIN = 0.04
 NECK_LENGTH = 0.35
 """Length of the neck below the chin, in distances from the eyes to the chin."""
 
-Labeller = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""(picture, landmarks) → label map."""
+SEGMENTED_STEP = 2
+"""The segmenter sees every this many pictures; those between take what it said of their neighbours."""
+
+FLOW_SIZE = 128
+"""Side in pixels of the pictures in which is found how things moved to those neighbours."""
+
+Labeller = Callable[[Iterable[np.ndarray], np.ndarray], Iterator[np.ndarray]]
+"""(pictures, the landmarks of each) → label maps, in order."""
 
 CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
@@ -115,6 +122,65 @@ def person_mask(
     mask = (refined > 0.5).view(np.uint8) & near
     cv2.fillPoly(mask, [_vertices(landmarks[list(FACE_OVAL)])], 1)
     return fill_holes(largest_component(mask.view(bool)), mask.size // 400)
+
+
+@dataclass
+class _Segmented:
+    """A picture that the segmenter saw."""
+
+    small: UInt8[np.ndarray, "flow_size flow_size"]
+    probability: Float32[np.ndarray, "mask_height mask_width"]
+
+
+def person_probabilities(
+    images: Iterable[UInt8[np.ndarray, "height width 3"]],
+    segment: Callable[[np.ndarray], Float32[np.ndarray, "mask_height mask_width"]],
+    step: int = SEGMENTED_STEP,
+) -> Iterator[Tuple[UInt8[np.ndarray, "height width 3"], Float32[np.ndarray, "mask_height mask_width"]]]:
+    """Every picture with its probability of a person: the segmenter's for each `step`-th and the last one; for those
+    between, that of both neighbours carried along the optical flow (Kroeger et al. 2016) and averaged, the nearer one
+    counting for more. Up to `step` pictures are held back.
+    """
+    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+    waiting: List[np.ndarray] = []
+    before = None
+
+    def between(after: _Segmented) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
+        for place, image in enumerate(waiting, start=1):
+            small, later = _shrunk_grey(image), place / (len(waiting) + 1)
+            yield image, (1 - later) * _carried(before, small, flow) + later * _carried(after, small, flow)
+
+    for index, image in enumerate(images):
+        if index % step:
+            waiting.append(image)
+            continue
+        after = _Segmented(_shrunk_grey(image), segment(image))
+        yield from between(after)
+        yield image, after.probability
+        waiting, before = [], after
+    if waiting:
+        last = waiting.pop()
+        after = _Segmented(_shrunk_grey(last), segment(last))
+        yield from between(after)
+        yield last, after.probability
+
+
+def _shrunk_grey(image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "flow_size flow_size"]:
+    return cv2.cvtColor(cv2.resize(image, (FLOW_SIZE, FLOW_SIZE), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+
+
+def _carried(
+    neighbour: _Segmented, small: UInt8[np.ndarray, "flow_size flow_size"], flow: cv2.DISOpticalFlow
+) -> Float32[np.ndarray, "mask_height mask_width"]:
+    """The neighbour's probability where its things are in another picture, given shrunken."""
+    height, width = neighbour.probability.shape
+    moved = cv2.resize(flow.calc(small, neighbour.small, None), (width, height), interpolation=cv2.INTER_LINEAR)
+    u, v = cv2.split(moved)
+    u *= width / FLOW_SIZE
+    v *= height / FLOW_SIZE
+    u += np.arange(width, dtype=np.float32)
+    v += np.arange(height, dtype=np.float32)[:, None]
+    return cv2.remap(neighbour.probability, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def face_axes(landmarks: Float[np.ndarray, "478 2"]) -> Tuple[np.ndarray, np.ndarray, float]:
@@ -305,7 +371,13 @@ def _disc(radius: int) -> np.ndarray:
 def cut_silhouettes() -> Iterator[Labeller]:
     """The default way to label: selfie segmentation cut along the face mesh."""
     with PersonSegmenter() as segmenter:
-        yield lambda image, landmarks: part_labels(person_mask(image, segmenter(image), landmarks), landmarks)
+
+        def cut(frames: Iterable[np.ndarray], landmarks: np.ndarray) -> Iterator[np.ndarray]:
+            pictures = person_probabilities(frames, segmenter)
+            for (image, probability), points in zip(pictures, landmarks, strict=True):
+                yield part_labels(person_mask(image, probability, points), points)
+
+        yield cut
 
 
 def write_labels(
@@ -321,13 +393,12 @@ def write_labels(
         frames: the person's pictures.
         landmarks: the face mesh.
         writer: takes the maps.
-        label: makes one.
+        label: makes them.
         progress: told the part done.
 
     Raises:
         DialogueError: the disk is full.
     """
-    maps = (label(frame, points) for frame, points in zip(frames, landmarks, strict=True))
-    for index, labels in enumerate(steady(maps)):
+    for index, labels in enumerate(steady(label(frames, landmarks))):
         writer.write(labels)
         progress((index + 1) / len(landmarks))

@@ -6,7 +6,7 @@ videos or folders (see `given_labels`).
 
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, List, Sequence
+from typing import Iterable, Iterator, List, Sequence
 
 import numpy as np
 
@@ -76,8 +76,9 @@ def labeller(masks: Sequence[str]) -> Iterator[Labeller]:
     if is_parser(masks):
         with open_parser(Path(masks[0])) as parser:
 
-            def parse(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-                return parsed_labels(image, part_probabilities(parser(image), parser.parts, landmarks), landmarks)
+            def parse(frames: Iterable[np.ndarray], landmarks: np.ndarray) -> Iterator[np.ndarray]:
+                for image, points in zip(frames, landmarks, strict=True):
+                    yield parsed_labels(image, part_probabilities(parser(image), parser.parts, points), points)
 
             yield parse
         return

@@ -32,6 +32,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Literal, Optional, Sequence, Tuple, Union
 
+import cv2
 import numpy as np
 from jaxtyping import Float
 
@@ -50,7 +51,7 @@ from dialogue_nerfstudio.conversation.files import read_json, read_npz, write_js
 from dialogue_nerfstudio.conversation.motion import Motion
 from dialogue_nerfstudio.conversation.roles import SpeechSegment, read_rttm, segments_to_frames, write_rttm
 from dialogue_nerfstudio.conversation.split import split_frames
-from dialogue_nerfstudio.conversation.video import FrameReader, LabelReader, LabelWriter, VideoWriter
+from dialogue_nerfstudio.conversation.video import FrameReader, GreyReader, LabelReader, LabelWriter, VideoWriter
 from dialogue_nerfstudio.metrics.tracking import blinks_per_second
 from dialogue_nerfstudio.process.background import background_plate, write_plate
 from dialogue_nerfstudio.process.boxes import body_boxes
@@ -340,6 +341,16 @@ class Processing:
         return self.output / "participants" / participant / name
 
     def run(self) -> Conversation:
+        """All stages, each work that runs side by side on one of OpenCV's threads: several for pictures as small as
+        these take half as much time again, all together, and what runs beside fills the cores."""
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)
+        try:
+            return self.run_stages()
+        finally:
+            cv2.setNumThreads(threads)
+
+    def run_stages(self) -> Conversation:
         runner, config = self.runner, self.config
         self.prepare_basis()
         self.shots = self.read_shots()
@@ -349,7 +360,7 @@ class Processing:
             [self.work("people_found.json"), self.work("shot.json")],
             needs=["shots"],
             options={"num_people": config.num_people, "shot": config.shot},
-            version=2,
+            version=3,
         )
         self._looks = []
         self.people = read_json(self.work("people_found.json"))
@@ -416,7 +427,7 @@ class Processing:
                 "joint_fit": config.joint_fit,
                 "register_head": config.register_head,
             },
-            version=4,
+            version=5,
         )
         runner.run(
             "expression",
@@ -432,7 +443,7 @@ class Processing:
             [self.person(i, "labels.mkv") for i in each],
             needs=["landmarks"],
             options={"masks": list(config.masks), "files": source_fingerprint(mask_files(config.masks))},
-            version=4,
+            version=5,
         )
         runner.run(
             "background",
@@ -446,6 +457,7 @@ class Processing:
             self.for_each_person(self.measure_sway),
             [self.work(f"{i}_sway.npz") for i in each],
             needs=["labels", "head"],
+            version=2,
         )
         runner.run(
             "boxes",
@@ -706,7 +718,7 @@ class Processing:
 
     def track_head(self, participant: str, progress: Callable[[float], None]) -> None:
         track = self.landmarks(participant)
-        with FrameReader(self.person(participant, "video.mp4")) as reader:
+        with GreyReader(self.person(participant, "video.mp4")) as reader:
             width, height = reader.width, reader.height
             head = track_head(track, width, height, self.config.focal, self.config.ipd)
             if self.config.joint_fit:
@@ -815,7 +827,7 @@ class Processing:
         head, size = self.head(participant)
         origin = head.person_origin(self.landmarks(participant).visible)
         video, maps = self.person(participant, "video.mp4"), self.person(participant, "labels.mkv")
-        with FrameReader(video) as frames, LabelReader(maps) as labels:
+        with GreyReader(video) as frames, LabelReader(maps) as labels:
             sway = measure_sway(frames, labels, head.camera(origin, *size), head.head_pose(origin), progress)
         write_npz(self.work(f"{participant}_sway.npz"), sway=sway)
 

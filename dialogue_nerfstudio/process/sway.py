@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Float32
 from scipy.spatial.transform import Rotation
 
 from dialogue_nerfstudio.conversation.conversation import Camera
-from dialogue_nerfstudio.conversation.video import NECK, TORSO, FrameReader, LabelReader, spread_frames
+from dialogue_nerfstudio.conversation.video import NECK, TORSO, GreyReader, LabelReader, spread_frames
 
 WIDTH = 256
 """Pixels across a picture in which the torso is registered: to a few hundredths of one where cloth has edges."""
@@ -77,16 +77,15 @@ def _at(warp: Optional[Float32[np.ndarray, "2 3"]], centre: Float[np.ndarray, "2
 
 
 def torso_motion(
-    frames: FrameReader, labels: LabelReader, progress: Optional[Callable[[float], None]] = None
+    frames: GreyReader, labels: LabelReader, progress: Optional[Callable[[float], None]] = None
 ) -> Float[np.ndarray, "num_frames 3"]:
     """The torso's rigid motion in the picture, in pixels of WIDTH across, from its mean place; zeros where the frames
     show none that could be registered."""
     num_frames = len(frames)
     height = max(round(frames.height * WIDTH / frames.width), 1)
 
-    def grey(frame: np.ndarray) -> Float32[np.ndarray, "height width"]:
-        small = cv2.resize(frame, (WIDTH, height), interpolation=cv2.INTER_AREA)
-        return cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255.0
+    def shrunk(frame: np.ndarray) -> Float32[np.ndarray, "height width"]:
+        return cv2.resize(frame, (WIDTH, height), interpolation=cv2.INTER_AREA).astype(np.float32) / 255.0
 
     chosen = spread_frames(num_frames, NUM_SAMPLES)
     share = np.zeros((height, WIDTH))
@@ -105,7 +104,7 @@ def torso_motion(
     mask = mask[part]
 
     # A reference that is sharp: the mean of some frames first, then the median of the same frames registered to it.
-    samples = [np.ascontiguousarray(grey(frames[int(frame)])[part]) for frame in chosen]
+    samples = [np.ascontiguousarray(shrunk(frames[int(frame)])[part]) for frame in chosen]
     reference = np.mean(samples, axis=0)
     size = (mask.shape[1], mask.shape[0])
     registered: List[np.ndarray] = []
@@ -122,7 +121,7 @@ def torso_motion(
     motion = np.empty((num_frames, 3))
     warp = None
     for index, frame in enumerate(frames.iterate()):
-        warp = register(reference, np.ascontiguousarray(grey(frame)[part]), mask, warp)
+        warp = register(reference, np.ascontiguousarray(shrunk(frame)[part]), mask, warp)
         motion[index] = _at(warp, centre)
         if progress is not None and index % 25 == 0:
             progress(index / num_frames)
@@ -146,7 +145,7 @@ def beyond_head(
 
 
 def measure_sway(
-    frames: FrameReader,
+    frames: GreyReader,
     labels: LabelReader,
     camera: Camera,
     head_pose: Float[np.ndarray, "num_frames 6"],

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dialogue_nerfstudio.conversation import DialogueError, FrameReader, LabelReader, LabelWriter, VideoWriter
-from dialogue_nerfstudio.conversation.video import spread_frames
+from dialogue_nerfstudio.conversation.video import GreyReader, spread_frames
 
 NUM_FRAMES = 60
 
@@ -29,6 +29,19 @@ def test_random_access_is_frame_exact(video):
         assert np.allclose(means, [40, 44, 48, 52], atol=2)
         with pytest.raises(IndexError):
             reader[NUM_FRAMES]
+
+
+def test_brightness_is_that_of_the_coloured_picture(tmp_path):
+    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0], [90, 140, 200]], np.uint8)
+    # Wider than lines are aligned to.
+    picture = np.repeat(np.repeat(colours[None], 12, axis=1), 48, axis=0)
+    with VideoWriter(tmp_path / "v.mp4", 25, 72, 48) as writer:
+        for _ in range(3):
+            writer.write(picture)
+    with GreyReader(tmp_path / "v.mp4") as reader:
+        grey = reader[1]
+    assert grey.shape == (48, 72) and grey.dtype == np.uint8
+    assert np.abs(grey[:, 5::12] - colours @ np.array([0.299, 0.587, 0.114])).max() < 4
 
 
 def test_labels_are_lossless(tmp_path):

@@ -168,7 +168,7 @@ def test_a_segmenter_file_makes_labels(segmenter):
         classes = parser(image)
     assert classes.shape == (6, SIZE, SIZE) and classes.dtype == np.float32
     with labeller([str(segmenter)]) as label:
-        parts = label(image, landmarks)
+        (parts,) = label([image], landmarks[None])
     assert parts[30, 128] == HEAD, "a hat"
     assert parts[150, 64] == HEAD and parts[chin[1] + 30, 64] == HEAD, "long hair is head below the ear lobes"
     assert parts[chin[1] + 12, 128] == NECK and parts[250, 100] == TORSO and parts[100, 30] == BACKGROUND

@@ -227,6 +227,6 @@ def test_a_long_video_is_looked_at_less_often():
     def source(count: int) -> SourceVideo:
         return SourceVideo(Path("a.mp4"), 64, 64, 0, np.arange(count), np.arange(count), 0.04, 25.0, 25.0)
 
-    assert faces.FaceLooks(source(400)).step == faces.DETECTION_STEP
+    assert faces.FaceLooks(source(200)).step == faces.DETECTION_STEP
     step = faces.FaceLooks(source(15000)).step
     assert len(range(0, 15000, step)) == faces.MAX_LOOKS

@@ -57,8 +57,8 @@ def recording():
     for index in range(FRAMES):
         picture = render(rotations[index], translations[index]) * (1 + 0.1 * np.sin(index)) + 8 * np.cos(2 * index)
         picture = np.clip(picture + 2 * rng.normal(size=picture.shape), 0, 255)
-        frames.append(np.repeat(picture.astype(np.uint8)[..., None], 3, axis=2))
-    frames[HIDDEN] = rng.integers(0, 255, (SIZE, SIZE, 3)).astype(np.uint8)
+        frames.append(picture.astype(np.uint8))
+    frames[HIDDEN] = rng.integers(0, 255, (SIZE, SIZE)).astype(np.uint8)
     truth = HeadTrack(shape, rotations, translations, np.zeros(FRAMES), FOCAL, (SIZE / 2, SIZE / 2), 0.0)
     return frames, truth
 

@@ -148,6 +148,35 @@ def test_a_torso_that_the_neck_cuts_in_two_stays_torso():
     assert (parts[-1, 20:40] == TORSO).all() and (parts[-1, 216:236] == TORSO).all()
 
 
+def test_probabilities_between_segmented_pictures_move_along_with_what_they_show():
+    rng = np.random.default_rng(0)
+    texture = cv2.GaussianBlur(rng.integers(0, 255, (SIZE, 2 * SIZE)).astype(np.uint8), (0, 0), 2)
+    speed, looks = 3, []
+
+    def person(index: int) -> np.ndarray:
+        mask = np.zeros((SIZE, SIZE), np.float32)
+        mask[60:, 60 + speed * index : 150 + speed * index] = 1.0
+        return mask
+
+    def picture(index: int) -> np.ndarray:
+        ground = texture[:, :SIZE]
+        moving = np.roll(texture[:, SIZE:], speed * index, axis=1)
+        return np.repeat(np.where(person(index) > 0, moving, ground)[..., None], 3, axis=2)
+
+    def segment(image: np.ndarray) -> np.ndarray:
+        looks.append(next(i for i in range(8) if (picture(i) == image).all()))
+        return person(looks[-1])
+
+    found = list(labels.person_probabilities(map(picture, range(8)), segment, step=2))
+    assert looks == [0, 2, 4, 6, 7]
+    for index, (image, probability) in enumerate(found):
+        assert (image == picture(index)).all()
+        wrong = ((probability > 0.5) != (person(index) > 0.5)).sum()
+        # A neighbour's probability as it is would be wrong on both sides of the person.
+        assert wrong == 0 if index in looks else wrong < 0.5 * 2 * speed * (SIZE - 60)
+    assert list(labels.person_probabilities([], segment)) == []
+
+
 def test_steady_labels_keep_what_moves_and_drop_what_jumps():
     size, count = 24, 12
     moving = np.zeros((count, size, size), np.uint8)

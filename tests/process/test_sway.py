@@ -6,7 +6,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from dialogue_nerfstudio.conversation.conversation import Camera
-from dialogue_nerfstudio.conversation.video import HEAD, TORSO, FrameReader, LabelReader, LabelWriter, VideoWriter
+from dialogue_nerfstudio.conversation.video import HEAD, TORSO, GreyReader, LabelReader, LabelWriter, VideoWriter
 from dialogue_nerfstudio.process.sway import beyond_head, measure_sway
 
 FRAMES, SIZE, DISTANCE, FOCAL = 60, 192, 0.8, 400.0
@@ -62,7 +62,7 @@ def camera() -> Camera:
 
 def test_sway_is_what_the_head_does_not_explain(recording, movement):
     head_pose, sway, *_ = movement
-    with FrameReader(recording / "video.mp4") as frames, LabelReader(recording / "labels.mkv") as labels:
+    with GreyReader(recording / "video.mp4") as frames, LabelReader(recording / "labels.mkv") as labels:
         found = measure_sway(frames, labels, camera(), head_pose)
     kept = np.delete(np.arange(FRAMES), [29, 30, 31])
     error, size = (np.sqrt(np.square(values[kept]).mean(axis=0)) for values in (found - sway, sway))
@@ -77,7 +77,7 @@ def test_no_torso_no_sway(recording, movement, tmp_path):
     with LabelWriter(tmp_path / "labels.mkv", 25, SIZE, SIZE) as maps:
         for _ in range(FRAMES):
             maps.write(np.zeros((SIZE, SIZE), np.uint8))
-    with FrameReader(recording / "video.mp4") as frames, LabelReader(tmp_path / "labels.mkv") as labels:
+    with GreyReader(recording / "video.mp4") as frames, LabelReader(tmp_path / "labels.mkv") as labels:
         assert (measure_sway(frames, labels, camera(), movement[0]) == 0).all()
 
 
