@@ -341,8 +341,8 @@ class Processing:
         return self.output / "participants" / participant / name
 
     def run(self) -> Conversation:
-        """All stages, each work that runs side by side on one of OpenCV's threads: several for pictures as small as
-        these take half as much time again, all together, and what runs beside fills the cores."""
+        """All stages. OpenCV keeps to one thread: sharing out pictures this small takes half as much time again, and
+        people and sound side by side fill the cores."""
         threads = cv2.getNumThreads()
         cv2.setNumThreads(1)
         try:
