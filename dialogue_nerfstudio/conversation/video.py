@@ -25,9 +25,10 @@ GREY_OF_LUMA = np.clip((np.arange(256) - 16) * (255 / 219) + 0.5, 0, 255).astype
 
 
 def spread_frames(num_frames: int, count: int) -> Int[np.ndarray, " k"]:
-    """Up to `count` frames spread over a clip; of a long one keyframes, which are read without those before them."""
+    """Up to `count` frames spread over a clip; of one so long that it has three quarters as many keyframes, only these,
+    which are read without those before them."""
     frames = np.unique(np.linspace(0, num_frames - 1, min(count, num_frames)).round().astype(int))
-    if num_frames < (count + 1) * KEYFRAME_INTERVAL:
+    if num_frames < 0.75 * count * KEYFRAME_INTERVAL:
         return frames
     return np.unique(frames // KEYFRAME_INTERVAL * KEYFRAME_INTERVAL)
 
@@ -43,6 +44,8 @@ class FrameReader:
     """
 
     pixel_format = "rgb24"
+    farthest_forward = KEYFRAME_INTERVAL
+    """How many frames ahead are reached sooner by decoding on than by a seek: those of one keyframe interval."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -75,8 +78,7 @@ class FrameReader:
         """
         if not 0 <= index < self._length:
             raise IndexError(f"frame {index} of {self.path}, which has {self._length}")
-        # Decoding on from where we are beats a seek within one keyframe interval.
-        if self._decoder is None or not 0 <= index - self._next < KEYFRAME_INTERVAL:
+        if self._decoder is None or not 0 <= index - self._next < self.farthest_forward:
             self._seek(index)
         for position, frame in self._positions():
             self._next = position + 1
@@ -149,6 +151,8 @@ class LabelReader(FrameReader):
     """The same for label maps: uint8 [height, width] of BACKGROUND, TORSO, NECK and HEAD."""
 
     pixel_format = "gray"
+    farthest_forward = 3
+    """All maps are keyframes; a seek takes as long as decoding three of them."""
 
 
 class VideoWriter:

@@ -450,7 +450,7 @@ class Processing:
             self.for_each_person(self.write_background),
             [self.person(i, name) for i in each for name in (PLATE_NAME, HOLES_NAME)],
             needs=["labels"],
-            version=2,
+            version=3,
         )
         runner.run(
             "sway",
@@ -986,6 +986,7 @@ class Processing:
             [self.output / REPORT_NAME, self.work("quality.json")],
             needs=needs,
             options={"segments": [[s.start, s.end, s.speaker] for s in conversation.segments]},
+            version=2,
         )
 
     def write_report(self, conversation: Conversation, progress: Callable[[float], None]) -> None:

@@ -78,6 +78,7 @@ def test_frames_are_spread_over_a_clip_and_lie_on_keyframes_of_a_long_one(tmp_pa
     np.testing.assert_array_equal(spread_frames(3, 40), [0, 1, 2])
     some = spread_frames(500, 40)
     assert some[0] == 0 and some[-1] == 499 and len(some) == 40
+    assert 45 <= len(spread_frames(1150, 60)) < 60 and (spread_frames(1150, 60) % 25 == 0).all()
     path = tmp_path / "v.mp4"
     with VideoWriter(path, 25.0, 32, 32) as writer:
         for index in range(160):
