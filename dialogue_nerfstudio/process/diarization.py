@@ -83,6 +83,18 @@ class DiarizationConfig:
     """Two voices at once."""
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keeps torch to one thread: sharing out layers this small takes longer than computing them, and three (voices) to
+    thirty times (speech) as long where the cores are busy with pictures."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class VoiceEncoder(nn.Module):
     """The GE2E speaker encoder (Wan et al. 2018): three LSTM layers, a linear layer and ReLU on the last state,
     normalised."""
@@ -228,18 +240,6 @@ def _thinned(
     return kept
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Keeps torch to one thread: for layers this small, sharing out the work takes longer than the work, and thirty
-    times as long where the cores are busy with pictures."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 # Speech
 
 
@@ -336,7 +336,7 @@ def embed_windows(
 ) -> Float[np.ndarray, "n 256"]:
     """Voice embeddings of windows."""
     embeddings = np.empty((len(windows), EMBEDDING_SIZE), np.float32)
-    with torch.no_grad():
+    with torch.no_grad(), one_thread():
         for start in range(0, len(windows), config.batch_size):
             batch = np.ascontiguousarray(windows[start : start + config.batch_size])
             embeddings[start : start + config.batch_size] = encoder(torch.from_numpy(batch)).numpy()

@@ -216,11 +216,21 @@ def test_silence_and_nothing_have_no_speech():
     assert diarize(np.zeros(0, np.float32), SAMPLE_RATE, 2) == []
 
 
-def test_threads_of_torch_are_left_alone():
+def _counting(forward, used):
+    def counted(*args):
+        used.append(torch.get_num_threads())
+        return forward(*args)
+
+    return counted
+
+
+def test_threads_of_torch_are_left_as_they_were(monkeypatch):
     torch.set_num_threads(2)
+    used = []
+    monkeypatch.setattr(torch.nn.LSTM, "forward", _counting(torch.nn.LSTM.forward, used))
     diarize(np.zeros(SAMPLE_RATE, np.float32), SAMPLE_RATE, 2)
-    load_voice_encoder()
-    assert torch.get_num_threads() == 2
+    embed_voice(np.zeros(SAMPLE_RATE, np.float32), np.array([0.5]), DiarizationConfig())
+    assert used == [1] and torch.get_num_threads() == 2
 
 
 def test_missing_packages_are_named(monkeypatch):
