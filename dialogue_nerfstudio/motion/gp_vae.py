@@ -68,7 +68,7 @@ class GpVaeConfig(MotionModelConfig):
     latent_steps: int = 600
     """Training steps of the first stage, the latent space; all further ones train the cross-modal encoder."""
     fit_every: int = 50
-    """First stage: steps between changes of the latent space's basis and length scales to those that fit the latents."""
+    """First stage: steps between changes of the latent space's basis, and length scales, to those that fit."""
     match_weight: float = 0.02
     """Second stage: of the divergence of the latent distribution from what the encoder makes of the true
     future. Ours: eq. 9 alone drives every deviation to zero, and with it the diversity."""
@@ -286,9 +286,7 @@ class GpVae(MotionModel):
         with torch.no_grad():
             true, _ = self.encode(whole)
         tau = self.config.beginning_frames
-        one, other = (
-            self.decode(predicted.sample(torch.randn_like(predicted.information)))[:, tau:] for _ in range(2)
-        )
+        one, other = (self.decode(predicted.sample(torch.randn_like(predicted.information)))[:, tau:] for _ in range(2))
         future = energy_score(one, other, whole[:, tau:])
         match = true.kl_to(predicted) / (whole.shape[1] * ATTRIBUTES)
         chosen = torch.ones_like(future)

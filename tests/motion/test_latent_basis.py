@@ -1,4 +1,4 @@
-"""Bases of latent spaces: known mixtures are undone, length scales found, and layers changed without changing what they say."""
+"""Bases of latent spaces: known mixtures are undone, length scales found, and layers changed that say the same."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def _mixed(seed: int = 0, batch: int = 60, length: int = 400):
 
 
 def test_a_mixture_of_independent_processes_is_undone():
-    sources, mixed, mixing = _mixed()
+    _, mixed, mixing = _mixed()
     moments = LatentMoments(3)
     moments.collect(mixed)
     basis = moments.fitting_basis()
