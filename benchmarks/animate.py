@@ -12,7 +12,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator, Optional
+from typing import Any, Iterator, Literal, Optional
 
 import numpy as np
 import soundfile
@@ -46,10 +46,12 @@ class AnimateBenchmark:
     """Length of what frames a second and steadiness are measured on."""
     first_frame_seconds: tuple[float, ...] = (10.0, 30.0)
     """Lengths of the sounds of which the first picture is waited for."""
+    first_frame_roles: tuple[Literal["rttm", "voices"], ...] = ("rttm", "voices")
+    """How roles are found there: given, or voices told apart."""
     memory_seconds: tuple[float, ...] = (60.0, 600.0, 10_800.0)
     """Lengths of the sounds over which memory is watched, each in a process of its own; with none, it is not."""
-    memory_roles: str = "voices"
-    """How roles are found there: voices (told apart) or rttm (given)."""
+    memory_roles: Literal["rttm", "voices"] = "voices"
+    """How roles are found there."""
     resolution: int = 128
     """Height of the pictures."""
     iterations: int = 300
@@ -166,9 +168,9 @@ def _measure(options: AnimateBenchmark, folder: Path) -> dict[str, Any]:
     figures["first_picture"] = []
     for seconds in options.first_frame_seconds:
         sound = looped_sound(source, folder / f"first{seconds:g}.wav", seconds)
-        roles = {"rttm": turns(folder / "first.rttm", conversation.participant_ids, seconds), "voices": None}
-        for method, rttm in roles.items():
-            times = []
+        given = turns(folder / "first.rttm", conversation.participant_ids, seconds)
+        for method in options.first_frame_roles:
+            rttm, times = given if method == "rttm" else None, []
             # The first one compiles, and is not counted.
             for turn in range(options.repeats + 1):
                 target = folder / f"first_{method}_{seconds:g}_{turn}"

@@ -46,6 +46,7 @@ def benchmark_module(monkeypatch, tmp_path):
         "motion_ceiling",
         "pose_tcn",
         "gp_vae",
+        "animate",
     ):
         sys.modules.pop(name, None)
 
@@ -123,6 +124,24 @@ def test_frames_leaves_the_avatars_as_they_were(benchmark_module, tiny):
     with module.every_sample(model):
         assert model.head_occupancy[0].occupied.all() and model.config.colour_threshold == 0.0
     assert (model.head_occupancy[0].occupied == before).all() and model.config.colour_threshold > 0.0
+
+
+def test_animate(benchmark_module, tmp_path, capsys):
+    from dialogue_nerfstudio.cli.training import train_avatars
+
+    module = benchmark_module("animate")
+    data = write_tiny_conversation(tmp_path / "talk", num_frames=75)
+    avatars = train_avatars(data, tmp_path / "outputs", 1, 0, 16, drive="audio")
+    options = module.AnimateBenchmark(
+        (avatars,), None, 2.0, (2.0,), first_frame_roles=("rttm",), memory_seconds=(), resolution=16, repeats=1
+    )
+    module.main(options)
+    printed = capsys.readouterr().out
+    figures = json.loads(printed[printed.index("{") : printed.rindex("}") + 1])
+    assert figures["models"] == [] and figures["people"] == 2
+    assert figures["motion"]["frames_per_second"] > 0.0
+    assert [row["roles"] for row in figures["first_picture"]] == ["rttm"]
+    assert all(0.0 < row["processor_seconds"] for row in figures["first_picture"])
 
 
 def test_ablation_measures_each_variant_once(benchmark_module, tiny, tmp_path, capsys):
