@@ -443,7 +443,7 @@ class Processing:
             [self.person(i, "labels.mkv") for i in each],
             needs=["landmarks"],
             options={"masks": list(config.masks), "files": source_fingerprint(mask_files(config.masks))},
-            version=5,
+            version=6,
         )
         runner.run(
             "background",
