@@ -20,8 +20,8 @@ BACKGROUND, TORSO, NECK, HEAD = 0, 1, 2, 3
 KEYFRAME_INTERVAL = 25
 """Frames from one keyframe to the next: what a random access decodes at most."""
 
-GREY_OF_LUMA = np.clip((np.arange(256) - 16) * (255 / 219) + 0.5, 0, 255).astype(np.uint8)
-"""Brightness 0 … 255 of limited-range luma, 16 … 235."""
+GREY_PER_LUMA, BLACK_LUMA = 255 / 219, 16
+"""Brightness 0 … 255 over limited-range luma, and the luma that is black."""
 
 
 def spread_frames(num_frames: int, count: int) -> Int[np.ndarray, " k"]:
@@ -142,9 +142,12 @@ class GreyReader(FrameReader):
     def _pixels(self, frame: Any) -> UInt8[np.ndarray, "height width"]:
         if frame.format.name != VideoWriter.encoder_format:
             return frame.to_ndarray(format="gray")
+        import cv2
+
         plane = frame.planes[0]
         luma = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
-        return GREY_OF_LUMA[luma]
+        # A weighted sum rounds and saturates in a third of the time of a look-up.
+        return cv2.addWeighted(luma, GREY_PER_LUMA, luma, 0.0, -GREY_PER_LUMA * BLACK_LUMA)
 
 
 class LabelReader(FrameReader):

@@ -37,7 +37,7 @@ JAW_MARGIN = 0.04
 NECK_LENGTH = 0.35
 """Length of the neck below the chin, in distances from the eyes to the chin."""
 
-SEGMENTED_STEP = 3
+SEGMENTED_STEP = 2
 """The segmenter sees every this many pictures; those between take what it said of their neighbours."""
 
 FLOW_SIZE = 128

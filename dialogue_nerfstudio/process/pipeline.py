@@ -457,7 +457,7 @@ class Processing:
             self.for_each_person(self.measure_sway),
             [self.work(f"{i}_sway.npz") for i in each],
             needs=["labels", "head"],
-            version=2,
+            version=3,
         )
         runner.run(
             "boxes",

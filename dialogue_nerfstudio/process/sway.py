@@ -12,7 +12,8 @@ from typing import Callable, List, Optional
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, Int
+from scipy.interpolate import CubicSpline
 from scipy.spatial.transform import Rotation
 
 from dialogue_nerfstudio.conversation.conversation import Camera
@@ -33,6 +34,10 @@ SMALLEST = 400
 
 FARTHEST = 0.1
 """Largest plausible motion, in picture widths."""
+
+STEP = 2
+"""Every this many frames one is registered, and the last; a cubic spline goes through what they say. Torsos move too
+slowly for the difference to show, and the noise of single frames is less."""
 
 LEAST_CORRELATION = 0.8
 """Frames that resemble the mean torso less than this (an arm in front of it) are bridged."""
@@ -118,19 +123,35 @@ def torso_motion(
     reference = np.median(registered, axis=0).astype(np.float32)
 
     centre = np.argwhere(mask).mean(axis=0)[::-1]
-    motion = np.empty((num_frames, 3))
+    looks = np.union1d(np.arange(0, num_frames, STEP), num_frames - 1)
+    seen = np.empty((len(looks), 3))
     warp = None
-    for index, frame in enumerate(frames.iterate()):
-        warp = register(reference, np.ascontiguousarray(shrunk(frame)[part]), mask, warp)
-        motion[index] = _at(warp, centre)
-        if progress is not None and index % 25 == 0:
-            progress(index / num_frames)
-    found = np.isfinite(motion).all(axis=1)
+    for row, index in enumerate(looks):
+        warp = register(reference, np.ascontiguousarray(shrunk(frames[int(index)])[part]), mask, warp)
+        seen[row] = _at(warp, centre)
+        if progress is not None and row % 12 == 0:
+            progress(row / len(looks))
+    found = np.isfinite(seen).all(axis=1)
     if found.mean() < 0.5:
         return np.zeros((num_frames, 3))
-    for column in motion.T:
-        column[~found] = np.interp(np.flatnonzero(~found), np.flatnonzero(found), column[found])
+    motion = between(looks[found], seen[found], num_frames)
     return motion - motion.mean(axis=0)
+
+
+def between(
+    frames: Int[np.ndarray, " k"], values: Float[np.ndarray, "k 3"], num_frames: int
+) -> Float[np.ndarray, "num_frames 3"]:
+    """What is known of some frames for all: a cubic spline where the known ones lie STEP apart, straight lines over
+    longer gaps, which a spline would swing over; the ends go on as they are."""
+    every = np.arange(num_frames)
+    lines = np.stack([np.interp(every, frames, column) for column in values.T], axis=1)
+    if len(frames) < 2:
+        return lines
+    inside = (every >= frames[0]) & (every <= frames[-1])
+    after = np.clip(np.searchsorted(frames, every), 1, len(frames) - 1)
+    near = inside & (frames[after] - frames[after - 1] <= STEP)
+    lines[near] = CubicSpline(frames, values)(every[near])
+    return lines
 
 
 def beyond_head(
