@@ -53,6 +53,9 @@ EXPRESSION_NAMES: Tuple[str, ...] = (
 MOUTH_NAMES = EXPRESSION_NAMES[: EXPRESSION_NAMES.index("lip_roll_in") + 1]
 """The coefficients of jaw and lips: what speech moves."""
 
+SWAY_SIZE = 6
+"""Numbers of `Motion.sway`."""
+
 _ARRAYS = ("head_pose", "expression", "blink", "gaze", "expression_residual")
 
 
@@ -70,9 +73,10 @@ class Motion:
     """(left, right) × (yaw, pitch), radians in head space; yaw > 0 towards the person's left, pitch > 0 up."""
     expression_residual: Float[np.ndarray, "num_frames num_residuals"]
     """What the shared basis cannot explain, in a personal PCA; renderers may use it, generators do not."""
-    sway: Optional[Float[np.ndarray, "num_frames 3"]] = None
+    sway: Optional[Float[np.ndarray, "num_frames 6"]] = None
     """How the shoulders move beyond what the head's pose explains: towards the person's left and up (metres at the
-    body), and roll (radians, counter-clockwise as the camera sees it). None: not at all, or not known."""
+    body), and roll (radians, counter-clockwise as the camera sees it); how much wider, taller and sheared they are
+    (shares). None: not at all, or not known."""
     fps: float = 25.0
     expression_basis: str = EXPRESSION_BASIS
     expression_names: Tuple[str, ...] = EXPRESSION_NAMES
@@ -103,7 +107,7 @@ class Motion:
             "blink": (2,),
             "gaze": (2, 2),
             "expression_residual": self.expression_residual.shape[1:2],
-            "sway": (3,),
+            "sway": (SWAY_SIZE,),
         }
         for name in self.array_names:
             array = getattr(self, name)
@@ -172,7 +176,8 @@ class Motion:
         if missing:
             raise DialogueError(f"{path} is not a motion file: it lacks {', '.join(missing)}.")
         motion = cls(
-            **{name: arrays[name].astype(np.float32) for name in (*_ARRAYS, "sway") if name in arrays},
+            **{name: arrays[name].astype(np.float32) for name in _ARRAYS},
+            sway=_whole_sway(arrays.get("sway")),
             fps=float(arrays["fps"]),
             expression_basis=str(arrays["expression_basis"]),
             expression_names=tuple(str(name) for name in arrays["expression_names"]),
@@ -191,3 +196,10 @@ def join_motions(motions: Sequence[Motion]) -> Motion:
         motions[0],
         **{name: np.concatenate([getattr(motion, name) for motion in motions]) for name in motions[0].array_names},
     )
+
+
+def _whole_sway(sway: Optional[np.ndarray]) -> Optional[np.ndarray]:
+    """Sway as it is now: recordings from before widths were measured have the rigid three numbers alone."""
+    if sway is None or sway.ndim != 2 or sway.shape[1] != 3:
+        return sway if sway is None else sway.astype(np.float32)
+    return np.pad(sway.astype(np.float32), ((0, 0), (0, SWAY_SIZE - 3)))

@@ -60,6 +60,7 @@ TORSO_OPTIONS = {
         "pose_appearance",
         "pose_history",
         "sway",
+        "sway_size",
         "hidden_width",
     ),
     *("hidden_layers", "latent_size", "initial_density"),

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dialogue_nerfstudio.conversation.motion import SWAY_SIZE
 from dialogue_nerfstudio.encodings.hash_grid import HashGridConfig
 from dialogue_nerfstudio.encodings.precision import half_while_rendering
 from dialogue_nerfstudio.encodings.spatial import EncodingName
@@ -25,8 +26,8 @@ from dialogue_nerfstudio.fields.deformation import Deformation, DeformationConfi
 from dialogue_nerfstudio.fields.latent_codes import LatentCodes
 from dialogue_nerfstudio.fields.participant_grids import GridSharing, ParticipantGrids
 
-SWAY_SIZE = 3
-"""Right, up and roll of the shoulders."""
+RIGID_SWAY_SIZE = 3
+"""Right, up and roll of the shoulders: what avatars know that were trained before widths were measured."""
 
 
 @dataclass
@@ -53,6 +54,8 @@ class TorsoFieldConfig:
     """Whether what shoulders do beyond following the head (`Motion.sway`, where the recording was measured) joins et.
     At 256 pixels the body of a real person moved by half a pixel that no function of the head's pose knew, which
     blurred collars in training and displaced them in new frames; ours."""
+    sway_size: int = SWAY_SIZE
+    """How many of the sway's numbers: all, or the rigid three."""
     hidden_width: int = 32
     """Units of each hidden layer."""
     hidden_layers: int = 2
@@ -65,13 +68,14 @@ class TorsoFieldConfig:
     """Density of the untrained field, 1/m."""
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
-        """Configurations saved before there was sway belong to avatars that know none."""
-        self.__dict__.update({**TorsoFieldConfig(sway=False).__dict__, **state})
+        """Configurations saved before there was sway, or before it had its present numbers, belong to avatars that know
+        none, or the rigid ones."""
+        self.__dict__.update({**TorsoFieldConfig(sway=False, sway_size=RIGID_SWAY_SIZE).__dict__, **state})
 
     @property
     def pose_size(self) -> int:
         """Width of et with all that joins it."""
-        return 6 + (6 if self.pose_history > 0 else 0) + (SWAY_SIZE if self.sway else 0)
+        return 6 + (6 if self.pose_history > 0 else 0) + (self.sway_size if self.sway else 0)
 
 
 class TorsoField(nn.Module):
@@ -113,7 +117,7 @@ class TorsoField(nn.Module):
             positions: metres in person space.
             participant: whose torso.
             et: the head's Euler angles and translation, each scaled to about [−½, ½], one row a frame: [6] of now,
-                with `pose_history` [6] of lately, and with `sway` [3] of what the shoulders do by themselves.
+                with `pose_history` [6] of lately, and with `sway` [sway_size] of what the shoulders do by themselves.
             counts: samples of each frame.
         """
         condition = frequency_encoding(et, self.config.pose_frequencies)

@@ -175,7 +175,7 @@ class DialogueModel(AvatarModel):
                 )
             self.appearance_codes = FrameCodes(num_people, trained, self.config.head.latent_size)
         if self.config.torso.sway:
-            sway = signals.sway[:, self.train_frames]
+            sway = signals.sway[:, self.train_frames, : self.config.torso.sway_size]
             self.register_buffer("sway_range", (sway.amax(dim=1) - sway.amin(dim=1)).clamp_min(1e-3))
         # In a tuple, out of nn.Module's sight: LPIPS is no part of the avatars, nor of their checkpoints.
         self._patch_loss: Tuple[PatchLoss, ...] = ()
@@ -275,7 +275,8 @@ class DialogueModel(AvatarModel):
             past = (frames.unsqueeze(1) - torch.arange(history // 3, history + 1, device=frames.device)).clamp_min(0)
             et = torch.cat([et, self._scaled_pose(participant, past).mean(dim=1)], dim=-1)
         if self.config.torso.sway:
-            sway = self.signal_sway[participant, frames] / self.sway_range[participant]
+            known = self.signal_sway[participant, frames, : self.config.torso.sway_size]
+            sway = known / self.sway_range[participant]
             et = torch.cat([et, sway.clamp(-0.75, 0.75)], dim=-1)
         return GridConditions(
             participant=participant,

@@ -14,6 +14,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from dialogue_nerfstudio.conversation import Conversation, DialogueError, Motion
+from dialogue_nerfstudio.conversation.motion import SWAY_SIZE
 
 
 @dataclass
@@ -26,7 +27,7 @@ class ConversationSignals:
     """Yaw, pitch, roll (intrinsic y, x, z), radians."""
     expression: Float[Tensor, "P T E"]
     residual: Float[Tensor, "P T K"]
-    sway: Float[Tensor, "P T 3"]
+    sway: Float[Tensor, "P T 6"]
     """How the shoulders move beyond what the head's pose explains, metres and radians; zeros where nobody measured."""
     blink: Float[Tensor, "P T 2"]
     gaze: Float[Tensor, "P T 4"]
@@ -182,7 +183,7 @@ def _motion_tensors(motion: Motion, num_residuals: int) -> Dict[str, Tensor]:
         "euler": rotation.as_euler("YXZ"),
         "expression": motion.expression,
         "residual": residual,
-        "sway": np.zeros((motion.num_frames, 3)) if motion.sway is None else motion.sway,
+        "sway": np.zeros((motion.num_frames, SWAY_SIZE)) if motion.sway is None else motion.sway,
         "blink": motion.blink,
         "gaze": motion.gaze.reshape(motion.num_frames, 4),
     }

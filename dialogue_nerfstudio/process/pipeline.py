@@ -457,7 +457,7 @@ class Processing:
             self.for_each_person(self.measure_sway),
             [self.work(f"{i}_sway.npz") for i in each],
             needs=["labels", "head"],
-            version=3,
+            version=4,
         )
         runner.run(
             "boxes",

@@ -1,11 +1,14 @@
 """How the shoulders move beyond following the head: pictures of the torso registered to their mean.
 
-Conventions. T frames; pictures are shrunk to WIDTH pixels. A rigid motion of the torso in the picture is [3]: to the
-right and down in pixels, at the torso's centre, and clockwise in radians. Sway is [T, 3] in person space: +x and +y in
-metres at the torso's depth, and radians counter-clockwise as the camera sees it.
+Conventions. T frames; pictures are shrunk to WIDTH pixels. A motion of the torso in the picture is [6]: to the right
+and down in pixels, at the torso's centre, and clockwise in radians; then how much wider, taller and sheared it is,
+shares of its size (the symmetric part of the affine transform, less one). Sway is [T, 6] in person space: +x and +y in
+metres at the torso's depth, radians counter-clockwise as the camera sees it, and wider, taller and sheared likewise.
 
 A head that turns takes the shoulders along, which a renderer learns from the head's pose. What is left (breathing,
-shifting weight) is a millimetre or two: little, but half a pixel at 256 pixels, and collars are sharp.
+shifting weight) is a millimetre or two: little, but half a pixel at 256 pixels, and collars are sharp. Bodies that
+breathe or turn also change their width: the lapels of a real speaker went apart by a pixel while their middle stood
+still.
 """
 
 from typing import Callable, List, Optional
@@ -17,6 +20,7 @@ from scipy.interpolate import CubicSpline
 from scipy.spatial.transform import Rotation
 
 from dialogue_nerfstudio.conversation.conversation import Camera
+from dialogue_nerfstudio.conversation.motion import SWAY_SIZE
 from dialogue_nerfstudio.conversation.video import NECK, TORSO, GreyReader, LabelReader, spread_frames
 
 WIDTH = 256
@@ -55,14 +59,13 @@ def register(
     picture: Float32[np.ndarray, "height width"],
     mask: Bool[np.ndarray, "height width"],
     start: Optional[Float32[np.ndarray, "2 3"]] = None,
+    model: int = cv2.MOTION_EUCLIDEAN,
 ) -> Optional[Float32[np.ndarray, "2 3"]]:
-    """The rigid transform that carries positions of `reference` to those of `picture` (enhanced correlation
-    coefficient, Evangelidis & Psarakis 2008); None where it is not found."""
+    """The transform (`model`: OpenCV's name of rigid or affine ones) that carries positions of `reference` to those of
+    `picture` (enhanced correlation coefficient, Evangelidis & Psarakis 2008); None where it is not found."""
     warp = np.eye(2, 3, dtype=np.float32) if start is None else start.copy()
     try:
-        correlation, warp = cv2.findTransformECC(
-            reference, picture, warp, cv2.MOTION_EUCLIDEAN, CRITERIA, mask.astype(np.uint8), 3
-        )
+        correlation, warp = cv2.findTransformECC(reference, picture, warp, model, CRITERIA, mask.astype(np.uint8), 3)
     except cv2.error:
         # OpenCV's word for "does not converge", as on a picture that shows something else.
         return None
@@ -73,18 +76,19 @@ def register(
     return warp
 
 
-def _at(warp: Optional[Float32[np.ndarray, "2 3"]], centre: Float[np.ndarray, "2"]) -> Float[np.ndarray, "3"]:
-    """A transform as (right, down, clockwise) about a centre; NaN for none."""
+def _at(warp: Optional[Float32[np.ndarray, "2 3"]], centre: Float[np.ndarray, "2"]) -> Float[np.ndarray, "6"]:
+    """A transform as (right, down, clockwise, wider, taller, sheared) about a centre; NaN for none."""
     if warp is None:
-        return np.full(3, np.nan)
+        return np.full(SWAY_SIZE, np.nan)
     moved = warp[:, :2] @ centre + warp[:, 2] - centre
-    return np.array([*moved, np.arctan2(warp[1, 0], warp[0, 0])])
+    (across, slant), (turn, along) = warp[:, :2] - np.eye(2)
+    return np.array([*moved, 0.5 * (turn - slant), across, along, 0.5 * (turn + slant)])
 
 
 def torso_motion(
     frames: GreyReader, labels: LabelReader, progress: Optional[Callable[[float], None]] = None
-) -> Float[np.ndarray, "num_frames 3"]:
-    """The torso's rigid motion in the picture, in pixels of WIDTH across, from its mean place; zeros where the frames
+) -> Float[np.ndarray, "num_frames 6"]:
+    """The torso's motion in the picture, in pixels of WIDTH across, from its mean place; zeros where the frames
     show none that could be registered."""
     num_frames = len(frames)
     height = max(round(frames.height * WIDTH / frames.width), 1)
@@ -99,7 +103,7 @@ def torso_motion(
         share += ((small == TORSO) | (small == NECK)) / len(chosen)
     mask = share > USUALLY
     if mask.sum() < SMALLEST:
-        return np.zeros((num_frames, 3))
+        return np.zeros((num_frames, SWAY_SIZE))
     rows, columns = np.nonzero(mask)
     margin = round(0.02 * WIDTH)
     part = (
@@ -119,28 +123,29 @@ def torso_motion(
             flags = cv2.INTER_LINEAR + cv2.WARP_INVERSE_MAP
             registered.append(cv2.warpAffine(sample, warp, size, flags=flags, borderMode=cv2.BORDER_REPLICATE))
     if len(registered) < 0.5 * len(samples):
-        return np.zeros((num_frames, 3))
+        return np.zeros((num_frames, SWAY_SIZE))
     reference = np.median(registered, axis=0).astype(np.float32)
 
     centre = np.argwhere(mask).mean(axis=0)[::-1]
     looks = np.union1d(np.arange(0, num_frames, STEP), num_frames - 1)
-    seen = np.empty((len(looks), 3))
+    seen = np.empty((len(looks), SWAY_SIZE))
     warp = None
     for row, index in enumerate(looks):
-        warp = register(reference, np.ascontiguousarray(shrunk(frames[int(index)])[part]), mask, warp)
+        picture = np.ascontiguousarray(shrunk(frames[int(index)])[part])
+        warp = register(reference, picture, mask, warp, cv2.MOTION_AFFINE)
         seen[row] = _at(warp, centre)
         if progress is not None and row % 12 == 0:
             progress(row / len(looks))
     found = np.isfinite(seen).all(axis=1)
     if found.mean() < 0.5:
-        return np.zeros((num_frames, 3))
+        return np.zeros((num_frames, SWAY_SIZE))
     motion = between(looks[found], seen[found], num_frames)
     return motion - motion.mean(axis=0)
 
 
 def between(
-    frames: Int[np.ndarray, " k"], values: Float[np.ndarray, "k 3"], num_frames: int
-) -> Float[np.ndarray, "num_frames 3"]:
+    frames: Int[np.ndarray, " k"], values: Float[np.ndarray, "k 6"], num_frames: int
+) -> Float[np.ndarray, "num_frames 6"]:
     """What is known of some frames for all: a cubic spline where the known ones lie STEP apart, straight lines over
     longer gaps, which a spline would swing over; the ends go on as they are."""
     every = np.arange(num_frames)
@@ -171,10 +176,11 @@ def measure_sway(
     camera: Camera,
     head_pose: Float[np.ndarray, "num_frames 6"],
     progress: Optional[Callable[[float], None]] = None,
-) -> Float32[np.ndarray, "num_frames 3"]:
+) -> Float32[np.ndarray, "num_frames 6"]:
     """Sway of one person; zeros where no torso shows."""
-    right, down, clockwise = torso_motion(frames, labels, progress).T
+    right, down, clockwise, wider, taller, sheared = torso_motion(frames, labels, progress).T
     # The torso stands about as far from the camera as the person space's origin.
     metres = float(np.linalg.norm(camera.camera_to_person[:, 3])) / (camera.focal * WIDTH / camera.width)
-    motion = np.stack([metres * right, -metres * down, -clockwise], axis=1)
+    # Seen with the vertical axis upwards, a shear has the other sign, as a turn has.
+    motion = np.stack([metres * right, -metres * down, -clockwise, wider, taller, -sheared], axis=1)
     return beyond_head(motion, head_pose).astype(np.float32)

@@ -118,7 +118,7 @@ def test_the_affine_part_of_the_deformation_can_be_any_rigid_motion_linear_in_th
 
 @pytest.mark.parametrize(
     "deform, pose_history, pose_appearance, sway, size",
-    [(True, 0, False, True, 9), (True, 12, True, True, 15), (False, 0, True, False, 6)],
+    [(True, 0, False, True, 12), (True, 12, True, True, 18), (False, 0, True, False, 6)],
 )
 def test_torso_shapes_and_gradients(deform, pose_history, pose_appearance, sway, size):
     field = torso_field(deform=deform, pose_history=pose_history, pose_appearance=pose_appearance, sway=sway)

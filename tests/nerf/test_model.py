@@ -101,7 +101,7 @@ def test_sway_moves_torsos_and_nothing_else(lively):
     lively.model.trained_drives = {"expression"}
     original, camera = lively.model.signals, camera_of(lively, 0)
     before = lively.model.render_frame(camera, 2, 0, "expression")
-    swaying = torch.tensor([0.002, -0.001, 0.01]).expand_as(original.sway)
+    swaying = torch.tensor([0.002, -0.001, 0.01, 0.01, -0.01, 0.005]).expand_as(original.sway)
     lively.model.set_signals(replace(original, sway=swaying))
     after = lively.model.render_frame(camera, 2, 0, "expression")
     lively.model.set_signals(original)
@@ -121,11 +121,21 @@ def test_avatars_from_before_there_was_sway_have_none(small_config):
     assert pipeline.model.conditions(0, torch.tensor([3]), "expression").et.shape == (1, 6)
 
 
+def test_avatars_from_before_widths_were_measured_know_rigid_sway(small_config):
+    torso = small_config.model.torso
+    old = object.__new__(type(torso))
+    old.__setstate__({name: value for name, value in torso.__dict__.items() if name != "sway_size"})
+    assert old.sway and old.pose_size == 9 and torso.pose_size == 12
+    small_config.model.torso = old
+    pipeline = DialoguePipeline(small_config, device="cpu", test_mode="inference")
+    assert pipeline.model.conditions(0, torch.tensor([3]), "expression").et.shape == (1, 9)
+
+
 def test_a_torso_with_history_follows_the_poses_before(small_config):
     small_config.model.torso.pose_history = 6
     model = DialoguePipeline(small_config, device="cpu", test_mode="inference").model.eval()
     frames = torch.tensor([0, 10])
-    now, lately, _ = model.conditions(0, frames, "expression").et.split([6, 6, 3], dim=-1)
+    now, lately, _ = model.conditions(0, frames, "expression").et.split([6, 6, 6], dim=-1)
     scaled = model._scaled_pose(0, torch.arange(24))
     torch.testing.assert_close(now, scaled[frames])
     torch.testing.assert_close(lately, torch.stack([scaled[0], scaled[4:9].mean(dim=0)]))

@@ -205,7 +205,7 @@ def test_rays_of_all_labelled_pixels_meet_their_boxes(conversation):
 def test_summary_has_the_figures(conversation):
     summary = json.loads((conversation.root / "process.json").read_text())
     assert set(summary["participants"]) == {"p0", "p1"}
-    assert all(p.motion.sway.shape == (conversation.num_frames, 3) for p in conversation.participants)
+    assert all(p.motion.sway.shape == (conversation.num_frames, 6) for p in conversation.participants)
     for figures in summary["participants"].values():
         assert figures["lost_frames"] == 0
         assert 0 < figures["reprojection_rmse_px"] < 1.0
@@ -352,7 +352,7 @@ def test_an_rttm_with_unknown_names(ideal_networks, video, tmp_path):
 
 
 def test_shoulders_that_cannot_be_followed_are_said(ideal_networks, video, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "measure_sway", lambda frames, *_: np.zeros((len(frames), 3), np.float32))
+    monkeypatch.setattr(pipeline, "measure_sway", lambda frames, *_: np.zeros((len(frames), 6), np.float32))
     made = process_video([video], tmp_path / "chat")
     assert all(person.motion.sources["sway"].startswith("none") for person in made.participants)
     notes = json.loads((tmp_path / "chat" / "process.json").read_text())["notes"]

@@ -14,13 +14,15 @@ FRAMES, SIZE, DISTANCE, FOCAL = 60, 192, 0.8, 400.0
 
 @pytest.fixture(scope="module")
 def movement():
-    """Head poses, and the torso's own motion: metres right, up, radians counter-clockwise."""
+    """Head poses, and the torso's own motion: metres right, up, radians counter-clockwise, shares wider, taller,
+    sheared."""
     rng = np.random.default_rng(0)
     time = np.arange(FRAMES) / 25
     angles = 0.15 * np.sin(2 * np.pi * np.outer(time, [0.9, 0.6, 0.4]) + rng.random(3))
     places = 0.01 * np.sin(2 * np.pi * np.outer(time, [0.5, 0.8, 0.3]) + rng.random(3))
     head_pose = np.concatenate([Rotation.from_euler("YXZ", angles).as_rotvec(), places], axis=1)
-    own = np.array([0.002, 0.003, 0.012]) * np.sin(2 * np.pi * np.outer(time, [1.7, 2.1, 1.3]))
+    size = np.array([0.002, 0.003, 0.012, 0.015, 0.02, 0.01])
+    own = size * np.sin(2 * np.pi * np.outer(time, [1.7, 2.1, 1.3, 1.1, 1.9, 1.5]))
     return head_pose, beyond_head(own, head_pose), angles, places
 
 
@@ -41,10 +43,11 @@ def recording(movement, tmp_path_factory):
         LabelWriter(folder / "labels.mkv", 25, SIZE, SIZE) as maps,
     ):
         for frame in range(FRAMES):
-            right, up, turn = sway[frame]
+            right, up, turn, wider, taller, sheared = sway[frame]
             right, up = right + 0.02 * angles[frame, 0], up + 0.5 * places[frame, 1]
-            matrix = cv2.getRotationMatrix2D(tuple(centre), np.degrees(turn), 1.0)
-            matrix[:, 2] += pixels * np.array([right, -up])
+            # In the picture the vertical axis points down.
+            linear = np.array([[1.0 + wider, turn - sheared], [-turn - sheared, 1.0 + taller]])
+            matrix = np.column_stack([linear, centre - linear @ centre + pixels * np.array([right, -up])])
             picture = cv2.warpAffine(cloth, matrix, (SIZE, SIZE), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
             picture[:top] = 90
             if frame == 30:
@@ -66,9 +69,10 @@ def test_sway_is_what_the_head_does_not_explain(recording, movement):
         found = measure_sway(frames, labels, camera(), head_pose)
     kept = np.delete(np.arange(FRAMES), [29, 30, 31])
     error, size = (np.sqrt(np.square(values[kept]).mean(axis=0)) for values in (found - sway, sway))
-    assert (error < 0.2 * size).all(), error / size
-    for column in range(3):
-        assert np.corrcoef(found[kept, column], sway[kept, column])[0, 1] > 0.98
+    # Sizes are seen less exactly than places.
+    assert (error < np.array([0.2, 0.2, 0.2, 0.3, 0.3, 0.3]) * size).all(), error / size
+    for column in range(6):
+        assert np.corrcoef(found[kept, column], sway[kept, column])[0, 1] > (0.98 if column < 3 else 0.96)
     # The arm's frame lies between its neighbours.
     assert (np.abs(found[30] - sway[30]) < 0.5 * np.abs(sway).max(axis=0)).all()
 
