@@ -986,7 +986,7 @@ class Processing:
             [self.output / REPORT_NAME, self.work("quality.json")],
             needs=needs,
             options={"segments": [[s.start, s.end, s.speaker] for s in conversation.segments]},
-            version=2,
+            version=3,
         )
 
     def write_report(self, conversation: Conversation, progress: Callable[[float], None]) -> None:

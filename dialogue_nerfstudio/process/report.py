@@ -39,6 +39,15 @@ from dialogue_nerfstudio.process.voices import voices_sentence
 WIDTH = 10.0
 """Width of a chart, inches; the page scales it."""
 
+MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 0.6, 0.1, 0.1, 0.42
+"""Inches around a chart's axes: room for the names and numbers of the axes."""
+
+LETTER = 0.09
+"""Inches across one letter of a participant's name, a broad one."""
+
+ROW_GAP, COLUMN_GAP = 0.12, 0.7
+"""Inches between axes that share the time below them, and between those side by side."""
+
 THUMBNAIL = 240
 """Side of a picture of the contact sheet, px."""
 
@@ -172,6 +181,32 @@ def _responsive(match: "re.Match[str]") -> str:
     return f'<svg {box.group(0) if box else ""} xmlns:xlink="http://www.w3.org/1999/xlink" role="img">'
 
 
+def panels(
+    height: float, rows: int = 1, columns: int = 1, left: float = MARGIN_LEFT, **options: Any
+) -> Tuple[Figure, np.ndarray]:
+    """A figure of `height` inches and its axes, whose margins are given: Matplotlib's layout engines find the same by
+    drawing everything twice.
+
+    Args:
+        height: of the figure, in inches.
+        rows, columns: of axes.
+        left: the margin there, in inches.
+        options: of `Figure.subplots`.
+    """
+    figure = Figure(figsize=(WIDTH, height))
+    high = height - MARGIN_BOTTOM - MARGIN_TOP - ROW_GAP * (rows - 1)
+    wide = WIDTH - left - MARGIN_RIGHT - COLUMN_GAP * (columns - 1)
+    grid = {
+        "left": left / WIDTH,
+        "right": 1 - MARGIN_RIGHT / WIDTH,
+        "bottom": MARGIN_BOTTOM / height,
+        "top": 1 - MARGIN_TOP / height,
+        "hspace": ROW_GAP * rows / high,
+        "wspace": COLUMN_GAP * columns / wide,
+    }
+    return figure, figure.subplots(rows, columns, gridspec_kw=grid, **options)
+
+
 def extremes(
     values: Float[np.ndarray, " n"], limit: int = MAX_POINTS
 ) -> Tuple[Int[np.ndarray, " m"], Float[np.ndarray, " m"]]:
@@ -200,8 +235,9 @@ def timeline_chart(conversation: Conversation, quality: Quality) -> Markup:
     edges = np.linspace(0, len(audio), min(MAX_POINTS, len(audio)), endpoint=False).astype(int)
     low, high = np.minimum.reduceat(audio, edges), np.maximum.reduceat(audio, edges)
     people = quality.participants
-    figure = Figure(figsize=(WIDTH, 1.7 + 0.28 * len(people)), layout="constrained")
-    wave, roles = figure.subplots(2, 1, sharex=True, height_ratios=[1.1, 0.28 * len(people) + 0.1])
+    ratios = [1.1, 0.28 * len(people) + 0.1]
+    left = max(MARGIN_LEFT, 0.2 + LETTER * max(len(person.id) for person in people))
+    figure, (wave, roles) = panels(1.7 + 0.28 * len(people), 2, left=left, sharex=True, height_ratios=ratios)
     wave.fill_between(edges / SAMPLE_RATE, low, high, color=GREY, linewidth=0)
     wave.set_ylabel("sound")
     wave.set_yticks([])
@@ -218,8 +254,7 @@ def timeline_chart(conversation: Conversation, quality: Quality) -> Markup:
 
 def tracking_chart(person: ParticipantQuality, fps: float) -> Markup:
     """Reprojection error, head rotation and closure of the eyes over time; lost frames are shaded."""
-    figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
-    error, turn, eyes = figure.subplots(3, 1, sharex=True, height_ratios=[1.3, 1.3, 0.7])
+    figure, (error, turn, eyes) = panels(3.9, 3, sharex=True, height_ratios=[1.3, 1.3, 0.7])
     _curve(error, np.where(person.visible, person.reprojection_error, 0.0), fps, BLUE)
     _limit(error, limits.HIGH_ERROR)
     error.set_ylim(0, max(1.15 * limits.HIGH_ERROR, 1.05 * float(person.reprojection_error.max(initial=0.0))))
@@ -254,8 +289,7 @@ def mouth_chart(person: ParticipantQuality, envelope: Float[np.ndarray, " num_fr
     start = busiest(person.speaking, length)
     part = slice(start, start + length)
     times = (np.arange(len(person.opening))[part] + 0.5) / fps
-    figure = Figure(figsize=(WIDTH, 2.0), layout="constrained")
-    mouth, lag = figure.subplots(1, 2, width_ratios=[3.2, 1])
+    figure, (mouth, lag) = panels(2.0, columns=2, width_ratios=[3.2, 1])
     sound = mouth.twinx()
     sound.fill_between(times, envelope.min(), envelope[part], color=GREY, alpha=0.35, linewidth=0)
     sound.set_yticks([])
@@ -291,8 +325,7 @@ def picture_chart(person: ParticipantQuality, fps: float) -> Markup:
     """Brightness and blur of the face, and the background's change, at the looks."""
     pictures = person.pictures
     times = (pictures.frames + 0.5) / fps
-    figure = Figure(figsize=(WIDTH, 1.7), layout="constrained")
-    light, blur, still = figure.subplots(1, 3)
+    figure, (light, blur, still) = panels(1.7, columns=3)
     light.plot(times, pictures.brightness, color=ORANGE)
     light.set_ylim(0, 255)
     _limit(light, limits.DARK)
