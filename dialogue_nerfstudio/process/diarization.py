@@ -18,14 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Iterator
 
-import librosa
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Int
-from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
-from dialogue_nerfstudio.conversation.acoustics import SAMPLE_RATE, at_16k
+from dialogue_nerfstudio.conversation.acoustics import SAMPLE_RATE, at_16k, magnitudes, mel_filters
 from dialogue_nerfstudio.conversation.errors import DialogueError
 from dialogue_nerfstudio.conversation.roles import SpeechSegment
 from dialogue_nerfstudio.process.overlap import OverlapConfig, pure_windows, state_scores, states_of
@@ -354,10 +352,8 @@ def voice_gain(source: SoundSource) -> float:
 
 def voice_mel(audio: Float[np.ndarray, " num_samples"]) -> Float[np.ndarray, "num_steps 40"]:
     """The encoder's input: mel power (no logarithm) of 25 ms windows every 10 ms; step k is centred on k x 10 ms."""
-    power = librosa.feature.melspectrogram(
-        y=np.asarray(audio, np.float32), sr=SAMPLE_RATE, n_fft=MEL_FFT, hop_length=MEL_HOP, n_mels=MEL_BANDS
-    )
-    return power.T.astype(np.float32)
+    padded = np.pad(np.asarray(audio, np.float32), MEL_FFT // 2)
+    return magnitudes(padded, MEL_FFT, MEL_HOP) ** 2 @ mel_filters(MEL_FFT, MEL_BANDS)
 
 
 def load_voice_encoder() -> VoiceEncoder:
@@ -379,6 +375,8 @@ def separate_voices(
 ) -> Int[np.ndarray, " num_times"]:
     """The voice of each embedding: k-means, then the cheapest path and the voices' centroids in turn until the path
     stays."""
+    from sklearn.cluster import KMeans
+
     labels = KMeans(num_speakers, n_init=10, random_state=config.seed).fit(embeddings).labels_
     for _ in range(config.max_iterations):
         scores = embeddings @ centroids(embeddings, labels, num_speakers).T * config.hop

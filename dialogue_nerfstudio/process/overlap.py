@@ -17,7 +17,6 @@ from typing import Callable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from sklearn.linear_model import LogisticRegression
 
 Embed = Callable[[Float[np.ndarray, "n steps bands"]], Float[np.ndarray, "n size"]]
 
@@ -124,6 +123,8 @@ def state_scores(
     if len(chosen) < 2 or min(map(len, chosen)) < 10:
         return None
     made, truth = teaching_windows([windows(rows) for rows in chosen], config)
+    from sklearn.linear_model import LogisticRegression
+
     classifier = LogisticRegression(C=config.regularisation, max_iter=500)
     classifier.fit(embed(made.astype(np.float32)), truth)
     scores = np.maximum(classifier.predict_log_proba(embeddings), -config.certainty)
