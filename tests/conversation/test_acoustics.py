@@ -89,3 +89,17 @@ def test_prosody_loudness_is_in_the_frame_that_sounds():
     audio = np.zeros(SAMPLE_RATE, np.float32)
     audio[640 * 7 : 640 * 8] = tone(400.0, 0.04)
     assert np.flatnonzero(prosody_features(audio, SAMPLE_RATE, 25)[:, 1]).tolist() == [7]
+
+
+@pytest.mark.parametrize(
+    ("size", "hop", "bands", "lowest", "highest"), [(800, 200, 80, 55.0, 7600.0), (400, 160, 40, 0, 8000)]
+)
+def test_spectra_are_librosas(size, hop, bands, lowest, highest):
+    audio = np.random.default_rng(0).standard_normal(16000).astype(np.float32)
+    expected = librosa.feature.melspectrogram(
+        y=audio, sr=16000, n_fft=size, hop_length=hop, n_mels=bands, fmin=lowest, fmax=highest, power=1.0, center=False
+    )
+    found = acoustics.magnitudes(audio, size, hop) @ acoustics.mel_filters(size, bands, lowest, highest)
+    np.testing.assert_allclose(found, expected.T, rtol=1e-5)
+    emphasised = librosa.effects.preemphasis(audio, coef=acoustics.MEL_PREEMPHASIS)
+    np.testing.assert_allclose(acoustics._emphasised(audio), emphasised, rtol=1e-5, atol=1e-6)
