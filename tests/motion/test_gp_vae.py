@@ -210,7 +210,7 @@ def test_a_change_of_basis_changes_no_reconstruction(source, network, prior):
 
 
 def test_samples_of_the_prior_move_as_people_do(source):
-    model = _trained(replace(SMALL, latent_steps=150, fit_every=25), source, 150)
+    model = _trained(replace(SMALL, latent_steps=60, fit_every=10), source, 60)
     whole, _ = model.observe(source.batch(range(len(source))))
     latent = model.prior.sample(200, model.num_tokens, torch.Generator().manual_seed(0), whole)
     ratio = model.decode(latent)[..., :6].std((0, 1)) / whole[..., :6].std((0, 1))

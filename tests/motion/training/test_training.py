@@ -276,6 +276,7 @@ def test_two_processes_take_the_steps_that_one_would_with_both_their_windows(tmp
     expected = trained_alone(read_motion_config(config_path), steps=3)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.data, dict(expected.named_parameters())[name].data, rtol=1e-4, atol=1e-6)
+    monkeypatch.setitem(eval_utils.all_methods, "dialogue-pose-tcn", METHODS["dialogue-pose-tcn"].config)
     ComputePSNR(load_config=config_path, output_path=tmp_path / "eval.json").main()
     results = json.loads((tmp_path / "eval.json").read_text())["results"]
     assert {"pitch_correlation", "share_of_ceiling"} <= set(results)
