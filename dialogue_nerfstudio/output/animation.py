@@ -31,6 +31,7 @@ from dialogue_nerfstudio.conversation.files import (
 )
 from dialogue_nerfstudio.conversation.motion import Motion
 from dialogue_nerfstudio.conversation.roles import SpeechSegment, read_rttm, segments_to_frames, write_rttm
+from dialogue_nerfstudio.conversation.threads import one_thread
 from dialogue_nerfstudio.motion.animation import MOTION_FPS, Animation, NamedGenerator
 from dialogue_nerfstudio.motion.generator import Character
 from dialogue_nerfstudio.output.driving import ANIMATION_FILE, ANIMATION_WORK, resample_motion
@@ -322,19 +323,24 @@ class SoundAnimation:
     def _generated(self, progress: Callable[[float], None]) -> MotionBlocks:
         heard = self.heard
         animation = self._begin()
-        begun = time.process_time(), time.perf_counter()
+        took = np.zeros(2)
+
+        def made(steps: Callable[[], Dict[str, Motion]]) -> Dict[str, Motion]:
+            begun = np.array([time.perf_counter(), time.process_time()])
+            # Whoever consumes, between blocks, has all threads.
+            with one_thread():
+                motions = steps()
+            for name, motion in motions.items():
+                writers[name].append(motion)
+            took[:] += np.array([time.perf_counter(), time.process_time()]) - begun
+            progress(animation.num_frames / max(1, heard.num_frames))
+            return motions
+
         with contextlib.ExitStack() as stack:
             writers = {name: stack.enter_context(MotionWriter(self._work / f"motion-{name}")) for name in self.ids}
-
-            def written(motions: Dict[str, Motion]) -> Dict[str, Motion]:
-                for name, motion in motions.items():
-                    writers[name].append(motion)
-                progress(animation.num_frames / max(1, heard.num_frames))
-                return motions
-
             for start, stop in heard.blocks(BLOCK_FRAMES, FIRST_BLOCK):
-                yield written(animation.advance(heard.signals(start, stop)))
-            yield written(animation.finish())
+                yield made(lambda start=start, stop=stop: animation.advance(heard.signals(start, stop)))
+            yield made(animation.finish)
             for name, writer in writers.items():
                 writer.finish(self._motion_path(name))
         write_json(
@@ -343,8 +349,8 @@ class SoundAnimation:
                 "unused": animation.unused,
                 "sources": animation.sources,
                 "steadiness": {name: figures.as_json() for name, figures in animation.steadiness().items()},
-                "seconds": time.perf_counter() - begun[1],
-                "cpu_seconds": time.process_time() - begun[0],
+                "seconds": float(took[0]),
+                "cpu_seconds": float(took[1]),
             },
         )
 

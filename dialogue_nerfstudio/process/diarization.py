@@ -13,7 +13,6 @@ sets torch to one thread for the whole process, importing resemblyzer needs webr
 
 import importlib.util
 import warnings
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Iterator
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from dialogue_nerfstudio.conversation.acoustics import SAMPLE_RATE, at_16k, magnitudes, mel_filters
 from dialogue_nerfstudio.conversation.errors import DialogueError
 from dialogue_nerfstudio.conversation.roles import SpeechSegment
+from dialogue_nerfstudio.conversation.threads import one_thread
 from dialogue_nerfstudio.process.overlap import OverlapConfig, pure_windows, state_scores, states_of
 from dialogue_nerfstudio.process.sound_source import ArraySound, SoundSource
 
@@ -79,18 +79,6 @@ class DiarizationConfig:
     """Seed of the clustering's starts."""
     overlap: OverlapConfig = field(default_factory=OverlapConfig)
     """Two voices at once."""
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Keeps torch to one thread: sharing out layers this small takes longer than computing them, and three (voices) to
-    thirty times (speech) as long where the cores are busy with pictures."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class VoiceEncoder(nn.Module):

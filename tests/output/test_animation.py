@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from motion_generators import LoudnessNods, OpenMouths, recorded_person
 from tiny_conversation import write_tiny_conversation
 
@@ -128,6 +129,39 @@ def test_what_is_consumed_is_what_is_written_when_generated_and_when_recorded(an
     written = Motion.load(tmp_path / "chat2" / "participants" / "p1" / "motion.npz").head_pose
     np.testing.assert_array_equal(generated, written)
     np.testing.assert_array_equal(recorded, written)
+
+
+def test_motion_is_made_on_one_thread_and_consumed_on_all(tmp_path, monkeypatch):
+    threads: dict[str, set[int]] = {"made": set(), "consumed": set()}
+
+    class Watched(LoudnessNods):
+        def begin(self, characters, seed):
+            stream = super().begin(characters, seed)
+            for step in ("advance", "finish"):
+                monkeypatch.setattr(stream, step, self.counting(getattr(stream, step)), raising=True)
+            return stream
+
+        def counting(self, step):
+            def counted(*args):
+                threads["made"].add(torch.get_num_threads())
+                return step(*args)
+
+            return counted
+
+    def consume(blocks):
+        for _ in blocks:
+            threads["consumed"].add(torch.get_num_threads())
+
+    all_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        watched = [AnimationModel(NamedGenerator("nods", Watched()))]
+        sound = noise(tmp_path / "new.wav", 4.0)
+        options = AnimationOptions(speaker="p0")
+        SoundAnimation(sound, tmp_path / "chat2", PEOPLE, watched, "chat", options).run(consume)
+    finally:
+        torch.set_num_threads(all_threads)
+    assert threads == {"made": {1}, "consumed": {2}}
 
 
 @pytest.mark.parametrize("rate", [16000, 44100])
