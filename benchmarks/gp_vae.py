@@ -43,12 +43,13 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "lstm": ("LSTM VAE", {"network": "lstm", "prior": "normal"}),
     "transformer": ("Transformer VAE", {"network": "transformer", "prior": "normal"}),
     "gp": ("Transformer GP-VAE", {"network": "transformer", "prior": "gp"}),
+    "shared": ("Transformer GP-VAE, poses relative to everybody", {"frame": "everybody"}),
 }
 
 
 @dataclass
 class Comparison:
-    """Trains and measures the four models."""
+    """Trains and measures the models."""
 
     output: tyro.conf.Positional[Path]
     """Folder of models and figures."""
@@ -73,7 +74,7 @@ class Comparison:
     reference_seconds: float = 60.0
     """Motion by which people are known."""
     style: bool = True
-    """Also the probe of personal style, and its picture `style.png` in the output folder."""
+    """Also the probe of personal style, and its picture `style_….png` in the output folder."""
 
     def run(self) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
@@ -91,8 +92,10 @@ class Comparison:
                 results[kind].append(json.loads(path.read_text(encoding="utf-8")))
                 print(f"{kind} {seed}: {results[kind][-1]}", flush=True)
         print_table(results)
-        if self.style and "gp" in self.kinds:
-            print_style(self._trained("gp", self.seeds[0], train), train, self.output / "style.png")
+        for kind in ("gp", "shared"):
+            if self.style and kind in self.kinds:
+                print(KINDS[kind][0])
+                print_style(self._trained(kind, self.seeds[0], train), train, self.output / f"style_{kind}.png")
 
     def _simulated(self) -> Path:
         folder = default_cache_folder() / "benchmarks" / f"motion_{self.hours:g}h"

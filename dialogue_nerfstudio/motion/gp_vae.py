@@ -57,6 +57,9 @@ class GpVaeConfig(MotionModelConfig):
     """Frames of a token."""
     latent_size: int = 16
     """D."""
+    frame: Literal["person", "everybody"] = "person"
+    """What head poses are relative to: how each person rests and moves, or how the training set does, as in the paper,
+    where latent codes then tell people apart."""
     width: int = 64
     """Of the networks' layers."""
     layers: int = 2
@@ -117,7 +120,7 @@ class GpVae(MotionModel):
         scales = tuple(scale / config.token for scale in config.length_scales)
         self.prior = TemporalPrior(scales if config.prior == "gp" else None, config.latent_size)
         self.register_buffer("prosody_statistics", statistics.prosody.clone().float())
-        self.poses = PersonalPoses(statistics.num_people, statistics.head_pose[0])
+        self.poses = PersonalPoses(statistics.num_people, statistics.head_pose[0], config.frame == "everybody")
         self.blinks = BlinkBank()
         self.moments = LatentMoments(config.latent_size)
         self.register_buffer("pieces", smooth_pieces(config.window_frames, config.token, _TERMS), persistent=False)

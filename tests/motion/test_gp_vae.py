@@ -181,6 +181,37 @@ def test_a_long_reference_gives_what_training_found():
     torch.testing.assert_close(of_reference.spread, of_training.spread[0], rtol=1e-4, atol=0.0)
 
 
+def test_poses_relative_to_everybody_keep_where_and_how_far_each_moves():
+    poses = PersonalPoses(2, torch.zeros(6), shared=True)
+    recorded = torch.randn(2, 20_000, 6) * torch.tensor([0.1, 0.3])[:, None, None]
+    recorded += torch.tensor([-0.2, 0.4])[:, None, None]
+    poses.collect(torch.tensor([0, 1]), recorded)
+    of = poses.of(torch.tensor([0, 1]))
+    torch.testing.assert_close(of.rest, torch.full((2, 6), 0.1), atol=0.005, rtol=0.0)
+    # √(0.3² between the two + (0.1² + 0.3²) / 2 within).
+    torch.testing.assert_close(of.spread, torch.full((2, 6), 0.3742), rtol=0.02, atol=0.0)
+    relative = of.to_relative(recorded)
+    torch.testing.assert_close(relative[0].mean(), torch.tensor(-0.8018), rtol=0.03, atol=0.0)
+    torch.testing.assert_close(relative[1].std(), torch.tensor(0.8018), rtol=0.03, atol=0.0)
+    of_stranger = poses.of_reference(recorded[0].numpy() + 5.0)
+    torch.testing.assert_close(of_stranger.rest, of.rest[0])
+    torch.testing.assert_close(of_stranger.spread, of.spread[0])
+
+
+@pytest.mark.parametrize("frame", ["person", "everybody"])
+def test_attributes_tell_where_people_rest_only_in_everybodys_frame(source, frame):
+    model = replace(SMALL, frame=frame).build(source.statistics)
+    windows = source.batch(range(len(source)))
+    model.poses.collect(windows.person, windows.own.head_pose)
+    whole, beginning = model.observe(windows)
+    torch.testing.assert_close(beginning[..., :6], whole[:, : SMALL.beginning_frames, :6])
+    rests = torch.stack([whole[windows.person == person, :, :6].mean((0, 1)) for person in windows.person.unique()])
+    if frame == "person":
+        torch.testing.assert_close(rests, torch.zeros_like(rests), atol=1e-3, rtol=0.0)
+    else:
+        assert rests.std(0).max() > 0.3
+
+
 @pytest.mark.parametrize("token", [1, 5])
 def test_pieces_are_smooth_and_keep_constants(token):
     pieces = smooth_pieces(50, token)
