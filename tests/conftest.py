@@ -8,6 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+# Workers side by side, and the processes that their tests start, share the cores: with all threads each, they mostly
+# wait for one another.
+_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_threads = max(1, (os.cpu_count() or 1) // _workers)
+if _workers > 1:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, str(_threads))
+    torch.set_num_threads(_threads)
+
 # Triton decides when it is imported, which nerfstudio does, whether its kernels run in the interpreter.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -36,6 +36,9 @@ VAD_SAMPLES = 512
 VAD_STEP = VAD_SAMPLES / SAMPLE_RATE
 """Seconds between two speech probabilities: Silero's window at 16 kHz."""
 
+LEVEL_STEP = 0.01
+"""Seconds of sound whose level is one number."""
+
 MEL_FFT, MEL_HOP, MEL_BANDS = 400, 160, 40
 MEL_RATE = SAMPLE_RATE // MEL_HOP
 TARGET_DBFS = -30.0
@@ -57,8 +60,16 @@ class DiarizationConfig:
     """Shorter bursts (s) are dropped."""
     min_silence: float = 0.1
     """Shorter pauses (s) inside speech are filled."""
-    speech_padding: float = 0.02
-    """Each stretch of speech is widened by this (s) at both ends."""
+    edge_inwards: float = 0.1
+    """Each end of speech lies where the sound first and last reaches a level, at most this (s) inside what Silero
+    heard, which hears in steps of 32 ms."""
+    edge_outwards: float = 0.06
+    """And at most this (s) outside."""
+    edge_level: float = 30.0
+    """That level: by this (dB) below the loud fifth of the stretch, and at least `edge_floor` above the quiet of the
+    sound."""
+    edge_floor: float = 6.0
+    """dB."""
     window: float = 0.5
     """Seconds of sound behind one voice embedding."""
     hop: float = 0.05
@@ -187,6 +198,7 @@ def find_voices(
     share = 1.0 if num_speakers == 1 else 0.3
     probability = speech_probability(source, lambda fraction: progress(share * fraction))
     speech = speech_intervals(probability, len(source) / SAMPLE_RATE, config)
+    speech = edges_at_sound(speech, sound_levels(source), config)
     if num_speakers == 1 or not speech:
         return speech, None
     hop = max(config.hop, sum(end - start for start, end in speech) / config.max_windows)
@@ -276,12 +288,51 @@ def speech_intervals(
             joined[-1][1] = end
         else:
             joined.append([start, end])
-    intervals: list[tuple[float, float]] = []
-    for start, end in joined:
-        if end - start >= config.min_speech:
-            earliest = intervals[-1][1] if intervals else 0.0
-            intervals.append((max(start - config.speech_padding, earliest), min(end + config.speech_padding, duration)))
-    return intervals
+    return [(start, end) for start, end in joined if end - start >= config.min_speech]
+
+
+def sound_levels(source: SoundSource) -> Float32[np.ndarray, " num_steps"]:
+    """Level (dBFS) of each successive 10 ms of sound, the rest left out."""
+    step, total = round(LEVEL_STEP * SAMPLE_RATE), len(source)
+    levels = np.empty(total // step, np.float32)
+    block = round(BLOCK / LEVEL_STEP)
+    for first in range(0, len(levels), block):
+        last = min(first + block, len(levels))
+        power = np.square(source.read(first * step, last * step)).reshape(-1, step).mean(axis=1)
+        levels[first:last] = 10.0 * np.log10(power + 1e-12)
+    return levels
+
+
+def edges_at_sound(
+    intervals: list[tuple[float, float]], levels: Float[np.ndarray, " num_steps"], config: DiarizationConfig
+) -> list[tuple[float, float]]:
+    """Stretches of speech (s) that begin and end where the sound does; an edge near which no step is loud enough stays.
+
+    Args:
+        intervals: ascending, apart.
+        levels: dB of each `LEVEL_STEP`.
+    """
+    if not intervals or not len(levels):
+        return intervals
+    quiet = np.percentile(levels, 5)
+    inwards, outwards = (max(round(seconds / LEVEL_STEP), 0) for seconds in (config.edge_inwards, config.edge_outwards))
+    placed: list[tuple[float, float]] = []
+    for number, (start, end) in enumerate(intervals):
+        first, last = round(start / LEVEL_STEP), min(round(end / LEVEL_STEP), len(levels))
+        loud = np.percentile(levels[first : max(last, first + 1)], 80) if first < len(levels) else quiet
+        sounds = levels > max(loud - config.edge_level, quiet + config.edge_floor)
+        # Neither into another stretch nor past the middle of its own.
+        earliest = round(placed[-1][1] / LEVEL_STEP) if placed else 0
+        latest = round(intervals[number + 1][0] / LEVEL_STEP) if number + 1 < len(intervals) else len(levels)
+        middle = (first + last) // 2
+        low = max(first - outwards, earliest)
+        heard = np.flatnonzero(sounds[low : min(first + inwards, middle)])
+        start = (low + heard[0]) * LEVEL_STEP if len(heard) else start
+        low = max(last - inwards, middle)
+        heard = np.flatnonzero(sounds[low : min(last + outwards, latest)])
+        end = (low + heard[-1] + 1) * LEVEL_STEP if len(heard) else end
+        placed.append((start, end))
+    return placed
 
 
 # Voices

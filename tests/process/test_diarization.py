@@ -17,10 +17,12 @@ from dialogue_nerfstudio.process.diarization import (
     centroids,
     diarize,
     diarize_source,
+    edges_at_sound,
     embed_voice,
     label_intervals,
     load_voice_encoder,
     separate_voices,
+    sound_levels,
     speech_intervals,
     viterbi,
     voice_gain,
@@ -91,7 +93,7 @@ def test_centroids_are_unit_means_and_zero_where_nobody_is():
 
 def test_speech_intervals_have_hysteresis_and_join_pauses():
     step = diarization.VAD_STEP
-    config = DiarizationConfig(vad_lag=0.0, speech_padding=0.0, min_speech=0.1, min_silence=0.1)
+    config = DiarizationConfig(vad_lag=0.0, min_speech=0.1, min_silence=0.1)
     probability = np.array(
         [0.0] * 5 + [0.9] * 5 + [0.4] * 5 + [0.1] * 2 + [0.9] * 5 + [0.1] * 10 + [0.8] * 2 + [0.0] * 5
     )
@@ -102,7 +104,7 @@ def test_speech_intervals_have_hysteresis_and_join_pauses():
 def test_speech_ends_before_its_probability_falls_and_never_before_it_begins():
     step = diarization.VAD_STEP
     probability = np.array([0.0] * 5 + [0.9] * 10 + [0.0] * 10 + [0.9] * 2 + [0.0] * 5)
-    config = DiarizationConfig(vad_lag=0.09, speech_padding=0.0, min_speech=0.0)
+    config = DiarizationConfig(vad_lag=0.09, min_speech=0.0)
     assert speech_intervals(probability, 10.0, config) == [
         (pytest.approx(5 * step), pytest.approx(15 * step - 0.09)),
         (pytest.approx(25 * step), pytest.approx(25 * step)),
@@ -120,9 +122,33 @@ def test_edges_of_speech_in_silence_are_found_within_two_frames():
     assert segments[0].start == pytest.approx(1.0, abs=0.08) and segments[-1].end == pytest.approx(3.35, abs=0.08)
 
 
-def test_padding_stays_inside_the_sound():
-    probability = np.ones(10)
-    assert speech_intervals(probability, 0.3, DiarizationConfig()) == [(0.0, 0.3)]
+def test_edges_lie_where_the_sound_begins_and_ends_and_others_stay():
+    levels = np.full(300, -70.0)
+    levels[52:148], levels[153:200] = -20.0, -25.0
+    config = DiarizationConfig()
+
+    def placed(*intervals: tuple[float, float]) -> list[tuple[float, float]]:
+        return [(round(start, 3), round(end, 3)) for start, end in edges_at_sound(list(intervals), levels, config)]
+
+    # Heard too late and too long; too early and too short.
+    assert placed((0.55, 1.51), (1.51, 1.96)) == [(0.52, 1.48), (1.53, 2.0)]
+    # Two voices without a pause between them share an edge, whatever the level there.
+    assert placed((0.5, 1.0), (1.0, 1.46)) == [(0.52, 1.0), (1.0, 1.48)]
+    # Nothing is loud where the network was mistaken.
+    assert placed((2.3, 2.6)) == [(2.3, 2.6)]
+    # Steady noise has no edge.
+    assert edges_at_sound([(0.5, 1.0)], np.full(300, -30.0), config) == [(0.5, 1.0)]
+    assert edges_at_sound([(0.0, 0.005)], np.zeros(0), config) == [(0.0, 0.005)]
+
+
+def test_levels_of_a_stream_are_those_of_the_whole(monkeypatch):
+    sound = np.random.default_rng(0).normal(size=3 * SAMPLE_RATE + 77).astype(np.float32)
+    sound[SAMPLE_RATE:] *= 0.1
+    whole = sound_levels(ArraySound(sound))
+    assert len(whole) == 300
+    assert whole[:100].mean() == pytest.approx(0.0, abs=0.2) and whole[101:].mean() == pytest.approx(-20.0, abs=0.2)
+    monkeypatch.setattr(diarization, "BLOCK", 0.7)
+    np.testing.assert_array_equal(sound_levels(ArraySound(sound)), whole)
 
 
 def test_intervals_are_cut_half_way_and_voices_named_by_appearance():
