@@ -116,7 +116,7 @@ class Motion:
                     f"{where}: {name} has shape {array.shape}, expected {(self.num_frames, *expected[name])}; "
                     "process the video again or mend the file that wrote it."
                 )
-            finite = np.isfinite(array).reshape(self.num_frames, -1).all(axis=1)
+            finite = np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
             if not finite.all():
                 frame = int(np.argmin(finite))
                 raise DialogueError(

@@ -121,8 +121,10 @@ class Animation:
 
     def _take(self, each: _Running, parts: MotionParts) -> None:
         kept: MotionParts = {}
-        for name, fields in parts.items():
-            kept[name] = {field: fields[field] for field in each.fields if field in fields}
+        for name, character in self._characters.items():
+            # Of whom, or of what, nothing is decided yet, that is not in `parts`.
+            fields = parts.get(name, {})
+            kept[name] = {f: fields.get(f, getattr(character.reference, f)[:0]) for f in each.fields}
             for field, rows in kept[name].items():
                 self._check_rows(each.name, name, field, rows)
         each.ready = join_parts([each.ready, kept]) if each.ready else kept

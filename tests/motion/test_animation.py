@@ -9,6 +9,7 @@ from dialogue_nerfstudio.conversation.errors import DialogueError
 from dialogue_nerfstudio.conversation.motion import EXPRESSION_NAMES, Motion
 from dialogue_nerfstudio.metrics.tracking import blink_events
 from dialogue_nerfstudio.motion.animation import Animation, NamedGenerator
+from dialogue_nerfstudio.motion.generator import join_parts
 from dialogue_nerfstudio.motion.personal_habits import DrawnBlinks, lines_of_sight
 from dialogue_nerfstudio.motion.signals import MotionSignals
 
@@ -56,6 +57,29 @@ def test_blocks_leave_no_trace_and_late_generators_are_waited_for(people):
         for field in whole[name].array_names:
             np.testing.assert_array_equal(getattr(whole[name], field), getattr(pieces[name], field), err_msg=field)
         assert (whole[name].expression[:, 0] == heard.speaking[heard.participant_ids.index(name)]).all()
+
+
+class AllAtOnce(LoudnessNods):
+    """Says nothing of anybody until everything is heard."""
+
+    def begin(self, characters, seed):
+        stream, blocks = super().begin(characters, seed), []
+        advance, finish = stream.advance, stream.finish
+        stream.advance = lambda heard: blocks.append(advance(heard)) or {}
+        stream.finish = lambda: join_parts([*blocks, finish()])
+        return stream
+
+
+def test_a_generator_that_has_decided_nothing_yet_is_waited_for(people):
+    heard = signals(133)
+    expected, _ = animate([NamedGenerator("nods", LoudnessNods())], people, heard)
+    animation = Animation([NamedGenerator("late nods", AllAtOnce())], people, 0)
+    first = animation.advance(heard.frames(0, 60))
+    assert [first[name].num_frames for name in ("a", "b")] == [0, 0]
+    first["a"].validate("a")
+    motions, _ = animate([NamedGenerator("late nods", AllAtOnce())], people, heard, length=20)
+    for name in ("a", "b"):
+        np.testing.assert_array_equal(motions[name].head_pose, expected[name].head_pose)
 
 
 def test_seeds_decide(people):
