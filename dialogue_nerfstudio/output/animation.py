@@ -221,7 +221,7 @@ class SoundAnimation:
             "num_voices": self.options.num_voices,
         }
         roles = [self.output / "roles.rttm", self._work / "role_facts.json"]
-        self._runner.run("roles", self._write_roles, roles, ["sound"], said)
+        self._runner.run("roles", self._write_roles, roles, ["sound"], said, version=2)
         return self.heard
 
     @property

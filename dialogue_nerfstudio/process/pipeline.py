@@ -493,7 +493,7 @@ class Processing:
                     "model": config.pyannote_model if config.diarizer == "pyannote" else None,
                     "rttm": source_fingerprint([] if config.rttm is None else [Path(config.rttm)]),
                 },
-                version=2,
+                version=3,
             )
 
     # Who is where.
