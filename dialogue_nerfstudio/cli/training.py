@@ -1,6 +1,7 @@
 """Train and measure avatars from Python, through nerfstudio's own trainer and in this process; the demo's middle."""
 
 import copy
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
@@ -42,9 +43,9 @@ def train_avatars(
     Returns:
         The config.yml that nerfstudio's other commands take as --load-config.
     """
+    import torch
     from nerfstudio.configs.base_config import LocalWriterConfig
     from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
-    from nerfstudio.scripts.train import _set_random_seed
     from nerfstudio.utils import writer
 
     from dialogue_nerfstudio.nerf.config import dialogue_nerf
@@ -68,7 +69,10 @@ def train_avatars(
         configure(config)
     config.save_config()
 
-    _set_random_seed(seed)
+    # As ns-train seeds; its module imports every method there is, for ten seconds.
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
     # nerfstudio's event writers are global, and a second training in one process would write to the first one's files.
     writer.EVENT_WRITERS.clear()
     trainer = config.setup(local_rank=0, world_size=1)
