@@ -13,7 +13,7 @@ from jaxtyping import Float
 from nerfstudio.viewer.viewer_elements import ViewerControl
 
 from dialogue_nerfstudio.conversation import Camera
-from dialogue_nerfstudio.nerf.scene_cameras import View
+from dialogue_nerfstudio.nerf.scene_cameras import FIELD_OF_VIEW, View
 from dialogue_nerfstudio.nerf.view_range import ViewRange
 from dialogue_nerfstudio.rendering.placements import PLACEMENTS
 
@@ -170,18 +170,20 @@ class DialoguePanel(ViewerControl):
             self._face(client)
 
     def _face(self, client: Any) -> None:
-        """Puts a client's camera where the participant was recorded from: nobody knows how they look from elsewhere. In
-        the scene, to its front."""
+        """Gives a client's camera the view that the participant was recorded in: nobody knows how they look from
+        elsewhere, or what is beside the picture. In the scene, its front."""
         from nerfstudio.viewer.viewer import VISER_NERFSTUDIO_SCALE_RATIO
 
         if self.shows_scene:
-            pose = self._front_of_scene(client.camera.aspect, client.camera.fov).camera_to_scene
+            view = self._front_of_scene(client.camera.aspect, FIELD_OF_VIEW)
+            pose, field_of_view = view.camera_to_scene, view.field_of_view
         else:
-            pose = self._cameras[self.participant].camera_to_person
+            camera = self._cameras[self.participant]
+            pose, field_of_view = camera.camera_to_person, 2.0 * math.atan(0.5 * camera.height / camera.focal)
         rotation, position = pose[:, :3], pose[:, 3]
         # A space has its origin in the mean head, or in the middle of the scene, which the camera turns around.
         target = position - float(np.linalg.norm(position)) * rotation[:, 2]
-        # The field of view is left to the viewer: setting it too froze headless Chromium's software renderer.
+        client.camera.fov = field_of_view
         client.camera.position = position * VISER_NERFSTUDIO_SCALE_RATIO
         client.camera.look_at = target * VISER_NERFSTUDIO_SCALE_RATIO
 

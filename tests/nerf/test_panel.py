@@ -105,6 +105,8 @@ def test_the_view_starts_at_the_recording_camera_and_follows_the_participant(pan
     # nerfstudio's viewer shows the world ten times as large.
     np.testing.assert_allclose(camera.position, [0, 0, 6])
     np.testing.assert_allclose(camera.look_at, [0, 0, 0], atol=1e-9)
+    # As high as the recorded picture: 128 pixels at a focal length of 256.
+    assert camera.fov == pytest.approx(2.0 * np.arctan(64.0 / 256.0))
     widgets["Participant"].set("b")
     np.testing.assert_allclose(camera.position, [0, 0, 8])
     camera.position = np.array([1.0, 2.0, 3.0])
