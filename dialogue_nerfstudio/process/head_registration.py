@@ -11,7 +11,7 @@ textured heads La Cascia, Sclaroff & Athitsos 2000). Of two simulated people, wh
 """
 
 from dataclasses import dataclass, replace
-from typing import Callable, Iterable, List, Optional, Tuple
+from typing import Callable, Iterable, Optional, Tuple
 
 import cv2
 import numpy as np
@@ -115,8 +115,9 @@ def appearance(
     num_frames = len(head.rotations)
     blur = max(BLUR * head.focal / float(-np.median(head.translations[:, 2])), LEAST_BLUR)
     margin = int(np.ceil(3 * blur)) + 2
-    brightness: List[np.ndarray] = []
-    slope: List[np.ndarray] = []
+    # Not as lists that are joined: of a long video this is what takes most memory.
+    brightness = np.empty((num_frames, len(points)), np.float32)
+    slope = np.empty((num_frames, len(points), 2), np.float32)
     for index, frame in enumerate(frames):
         places = project(points, head.rotations[index], head.translations[index], head.focal, head.center) - 0.5
         low = np.clip(np.floor(places.min(axis=0)).astype(int) - margin, 0, [frame.shape[1] - 1, frame.shape[0] - 1])
@@ -127,11 +128,19 @@ def appearance(
         sides = [cv2.Scharr(grey, cv2.CV_32F, 1, 0, scale=1 / 32), cv2.Scharr(grey, cv2.CV_32F, 0, 1, scale=1 / 32)]
         u, v = (places - low).astype(np.float32).T.reshape(2, 1, -1)
         values = cv2.remap(cv2.merge([grey, *sides]), u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[0]
-        brightness.append(values[:, 0])
-        slope.append(values[:, 1:])
+        brightness[index], slope[index] = values[:, 0], values[:, 1:]
         if progress is not None and index % 25 == 0:
             progress(index / num_frames)
-    return Appearance(np.stack(brightness), np.stack(slope))
+    return Appearance(brightness, slope)
+
+
+def normalised(
+    brightness: Float[np.ndarray, " p"], weights: Float[np.ndarray, " p"]
+) -> Tuple[Float[np.ndarray, " p"], float, float]:
+    """(with mean 0 and deviation 1, the deviation, the mean)."""
+    middle = float(np.average(brightness, weights=weights))
+    spread = float(np.sqrt(np.average((brightness - middle) ** 2, weights=weights)))
+    return (brightness - middle) / max(spread, 1e-6), spread, middle
 
 
 def corrections(
@@ -150,13 +159,14 @@ def corrections(
     frames = np.flatnonzero(visible)
     prior = np.array([ANGLE_ERROR] * 3 + [ACROSS_ERROR] * 2 + [DEPTH_ERROR])
     confidence = INDEPENDENT_POINTS / num_points / BRIGHTNESS_NOISE**2
-    moved = seen.brightness.copy()
-    found = np.zeros((len(moved), 6))
+    found = np.zeros((len(seen.brightness), 6))
+    # Frames are as bright, and as contrasted, as each other before they are averaged.
+    mean, light = np.zeros(num_points), {}
+    for index in frames:
+        values, *light[index] = normalised(seen.brightness[index], weights)
+        mean += values / len(frames)
     for _ in range(ROUNDS):
-        # Frames are as bright, and as contrasted, as each other before they are averaged.
-        middle = np.average(moved, axis=1, weights=weights)[:, None]
-        spread = np.sqrt(np.average((moved - middle) ** 2, axis=1, weights=weights))[:, None]
-        mean = ((moved - middle) / np.maximum(spread, 1e-6))[frames].mean(axis=0)
+        total = np.zeros(num_points)
         for index in frames:
             turned = points @ head.rotations[index].T
             jacobian = projection_jacobian(turned + head.translations[index], head.focal)
@@ -165,11 +175,13 @@ def corrections(
             # brightness + by_pose · correction = gain · mean + offset
             design = np.concatenate([by_pose * prior, -mean[:, None], -np.ones((num_points, 1))], axis=1)
             target = -seen.brightness[index].astype(np.float64)
-            left = target - design @ np.array([*(found[index] / prior), spread[index, 0], middle[index, 0]])
+            left = target - design @ np.array([*(found[index] / prior), *light[index]])
             trust = weights * confidence / np.maximum(1.0, np.abs(left) / OUTLIER)
             hessian = (design * trust[:, None]).T @ design + np.diag([1.0] * 6 + [1e-9] * 2)
             found[index] = np.linalg.solve(hessian, (design * trust[:, None]).T @ target)[:6] * prior
-            moved[index] = seen.brightness[index] + by_pose @ found[index]
+            values, *light[index] = normalised(seen.brightness[index] + by_pose @ found[index], weights)
+            total += values
+        mean = total / len(frames)
     smooth = whittaker_smooth(found - found[frames].mean(axis=0), visible.astype(np.float64), CORRECTION_SMOOTHING)
     return fill_gaps(smooth, visible)
 
