@@ -12,6 +12,7 @@ from nerfstudio.configs.base_config import MachineConfig
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.utils import comms
+from nerfstudio.utils.rich_utils import CONSOLE
 
 from dialogue_nerfstudio.conversation import DialogueError
 from dialogue_nerfstudio.nerf.trainer import RunTrainer
@@ -69,6 +70,10 @@ class MotionTrainer(RunTrainer):
         if self.config.epochs is not None:
             steps = round(self.config.epochs * self.pipeline.datamanager.steps_per_epoch)
             self.config.max_num_iterations = max(1, steps)
+            CONSOLE.log(
+                f"{self.config.epochs:g} epochs of this data are {self.config.max_num_iterations} steps; "
+                "--epochs None leaves it to --max-num-iterations."
+            )
         return super().setup_optimizers()
 
 

@@ -159,10 +159,13 @@ def test_a_run_that_resumes_ends_where_one_that_was_never_stopped_does():
         )
 
 
-def test_epochs_say_how_many_steps():
+def test_epochs_say_how_many_steps(capsys):
     data = InventedWindows(SMALL.window)
     state = newest(train(small_run("run", 1000, epochs=0.5)))
-    assert state["step"] == round(0.5 * round(len(data) / 4)) - 1
+    steps = round(0.5 * round(len(data) / 4))
+    assert state["step"] == steps - 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"0.5 epochs of this data are {steps} steps" in said and "--epochs None" in said
 
 
 def test_a_trained_model_generates_without_its_data(monkeypatch):
