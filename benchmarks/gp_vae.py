@@ -1,11 +1,12 @@
-"""Four VAEs of head pose and blinks (DFA-NeRF Table 4), and whether style separates in the latent space (Fig. 6).
+"""VAEs of head pose and blinks (DFA-NeRF Table 4), and whether style separates in the latent space (Fig. 6).
 
     python benchmarks/gp_vae.py gp_vae_results                      # simulates its data; about 3 CPU minutes a model
     python benchmarks/gp_vae.py gp_vae_results --data data/motion --seeds 0 1 2
 
 MLP VAE, LSTM VAE, Transformer VAE (independent frames as prior) and Transformer GP-VAE: the same steps, data, widths
-and losses, nothing but `network` and `prior` differs. A finished model and its figures are files in the output folder:
-what was interrupted goes on where it stopped. Prints Markdown, keeps JSON.
+and losses, nothing but `network` and `prior` differs; and the last once more with poses relative to everybody
+(`frame`), as published. A finished model and its figures are files in the output folder: what was interrupted goes on
+where it stopped. Prints Markdown, keeps JSON.
 
 People are known by `--reference-seconds` of motion from training (of people whom training does not know, from before
 what is measured). *Windows*: the last τ frames and what is heard, then the next T − τ frames against the truth.

@@ -102,12 +102,13 @@ class Animation:
             self._take(each, each.stream.finish())
         motions = self._emit(self._decided() if self._running else 0)
         for each in self._running:
-            left = max((_length(parts) for parts in each.ready.values()), default=0)
-            if left or self.num_frames != self._heard:
-                raise DialogueError(
-                    f"{each.name} made {self.num_frames + left} frames of motion for {self._heard} frames of sound; "
-                    "it is not to be used."
-                )
+            for name, fields in each.ready.items():
+                for field, rows in fields.items():
+                    if self.num_frames + len(rows) != self._heard:
+                        raise DialogueError(
+                            f"{each.name} made {self.num_frames + len(rows)} frames of {name}'s {field} for "
+                            f"{self._heard} frames of sound; it is not to be used."
+                        )
         return motions
 
     @property

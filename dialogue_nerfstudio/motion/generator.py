@@ -37,7 +37,8 @@ class MotionStream(ABC):
         """Takes the next block of what is heard; the frames decided since the last call, perhaps none.
 
         The block's participants are those that the stream was begun with, in the same order; its length is a multiple
-        of `signals.BLOCK` frames, but for the last block.
+        of `signals.BLOCK` frames, but for the last block. People, or fields, of which nothing is decided may be left
+        out of what is returned.
         """
 
     @abstractmethod

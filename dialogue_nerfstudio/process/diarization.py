@@ -322,8 +322,8 @@ def edges_at_sound(
         loud = np.percentile(levels[first : max(last, first + 1)], 80) if first < len(levels) else quiet
         sounds = levels > max(loud - config.edge_level, quiet + config.edge_floor)
         # Neither into another stretch nor past the middle of its own.
-        earliest = round(placed[-1][1] / LEVEL_STEP) if placed else 0
-        latest = round(intervals[number + 1][0] / LEVEL_STEP) if number + 1 < len(intervals) else len(levels)
+        earliest = int(np.ceil(placed[-1][1] / LEVEL_STEP - 1e-6)) if placed else 0
+        latest = int(intervals[number + 1][0] / LEVEL_STEP + 1e-6) if number + 1 < len(intervals) else len(levels)
         middle = (first + last) // 2
         low = max(first - outwards, earliest)
         heard = np.flatnonzero(sounds[low : min(first + inwards, middle)])

@@ -115,7 +115,7 @@ def appearance(
     num_frames = len(head.rotations)
     blur = max(BLUR * head.focal / float(-np.median(head.translations[:, 2])), LEAST_BLUR)
     margin = int(np.ceil(3 * blur)) + 2
-    # Not as lists that are joined: of a long video this is what takes most memory.
+    # Not as lists that are joined, which holds all of it twice: in a long video nothing grows as these do.
     brightness = np.empty((num_frames, len(points)), np.float32)
     slope = np.empty((num_frames, len(points), 2), np.float32)
     for index, frame in enumerate(frames):
@@ -137,7 +137,7 @@ def appearance(
 def normalised(
     brightness: Float[np.ndarray, " p"], weights: Float[np.ndarray, " p"]
 ) -> Tuple[Float[np.ndarray, " p"], float, float]:
-    """(with mean 0 and deviation 1, the deviation, the mean)."""
+    """(what a frame shows with weighted mean 0 and deviation 1, that deviation, that mean: grey levels)."""
     middle = float(np.average(brightness, weights=weights))
     spread = float(np.sqrt(np.average((brightness - middle) ** 2, weights=weights)))
     return (brightness - middle) / max(spread, 1e-6), spread, middle
@@ -161,12 +161,12 @@ def corrections(
     confidence = INDEPENDENT_POINTS / num_points / BRIGHTNESS_NOISE**2
     found = np.zeros((len(seen.brightness), 6))
     # Frames are as bright, and as contrasted, as each other before they are averaged.
-    mean, light = np.zeros(num_points), {}
+    total, light = np.zeros(num_points), {}
     for index in frames:
         values, *light[index] = normalised(seen.brightness[index], weights)
-        mean += values / len(frames)
+        total += values
     for _ in range(ROUNDS):
-        total = np.zeros(num_points)
+        mean, total = total / len(frames), np.zeros(num_points)
         for index in frames:
             turned = points @ head.rotations[index].T
             jacobian = projection_jacobian(turned + head.translations[index], head.focal)
@@ -181,7 +181,6 @@ def corrections(
             found[index] = np.linalg.solve(hessian, (design * trust[:, None]).T @ target)[:6] * prior
             values, *light[index] = normalised(seen.brightness[index] + by_pose @ found[index], weights)
             total += values
-        mean = total / len(frames)
     smooth = whittaker_smooth(found - found[frames].mean(axis=0), visible.astype(np.float64), CORRECTION_SMOOTHING)
     return fill_gaps(smooth, visible)
 

@@ -199,8 +199,20 @@ def test_generators_that_do_not_fit_are_refused_by_name(people):
             stream.finish = lambda: {}
             return stream
 
-    with pytest.raises(DialogueError, match="silent made 13 frames of motion for 20 frames"):
+    with pytest.raises(DialogueError, match="silent made 13 frames of a's head_pose for 20 frames"):
         animate([NamedGenerator("silent", Silent(late=7))], people, signals(20))
+
+    class Forgetful(OpenMouths):
+        def begin(self, characters, seed):
+            stream = super().begin(characters, seed)
+            advance = stream.advance
+            stream.advance = lambda heard: {"a": advance(heard)["a"], "b": {"blink": advance(heard)["b"]["blink"]}}
+            return stream
+
+    # The one to blame is named, not the one that waited for it.
+    with pytest.raises(DialogueError, match="forgetful made 0 frames of b's expression for 20 frames"):
+        generators = [NamedGenerator("nods", LoudnessNods()), NamedGenerator("forgetful", Forgetful())]
+        animate(generators, people, signals(20))
 
 
 def test_recordings_that_are_too_short_or_at_another_rate_are_refused():

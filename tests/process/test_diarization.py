@@ -134,6 +134,9 @@ def test_edges_lie_where_the_sound_begins_and_ends_and_others_stay():
     assert placed((0.55, 1.51), (1.51, 1.96)) == [(0.52, 1.48), (1.53, 2.0)]
     # Two voices without a pause between them share an edge, whatever the level there.
     assert placed((0.5, 1.0), (1.0, 1.46)) == [(0.52, 1.0), (1.0, 1.48)]
+    # Also where it lies between two levels.
+    edges = edges_at_sound([(0.5, 1.004), (1.004, 1.46)], levels, config)
+    assert edges[0][1] <= edges[1][0] and edges[1][0] - edges[0][1] <= 0.011
     # Nothing is loud where the network was mistaken.
     assert placed((2.3, 2.6)) == [(2.3, 2.6)]
     # Steady noise has no edge.
