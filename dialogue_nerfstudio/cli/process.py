@@ -124,6 +124,9 @@ class Process:
     register_head: bool = True
     """Make head poses finer by registering the pictures of the face to their mean; without it they come from landmarks
     alone."""
+    register_lips: bool = True
+    """Make expressions of the mouth finer by what lips look like in all frames; without it they come from landmarks
+    alone."""
     face_model: Optional[Literal["shared", "bfm2009", "bfm2017", "flame", "ict"]] = None
     """In which basis expressions are measured; the shared one, or what --face-model-path is, if not given."""
     face_model_path: Optional[Path] = None
@@ -184,6 +187,7 @@ class Process:
             max_lost_seconds=self.max_lost_seconds,
             joint_fit=self.joint_fit,
             register_head=self.register_head,
+            register_lips=self.register_lips,
             face_model=self.face_model,
             face_model_path=self.face_model_path,
             face_model_landmarks=self.face_model_landmarks,

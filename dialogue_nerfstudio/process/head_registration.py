@@ -105,6 +105,17 @@ def surface_points(
     return points[kept], weights / weights.mean()
 
 
+def blurred_around(
+    frame: UInt8[np.ndarray, "height width"], places: Float[np.ndarray, "p 2"], blur: float
+) -> Tuple[Float32[np.ndarray, "rows columns"], Float32[np.ndarray, "2 p"]]:
+    """The part of a frame that surrounds the places, smoothed by `blur` pixels, and (u, v) of the places in it."""
+    margin = int(np.ceil(3 * blur)) + 2
+    low = np.clip(np.floor(places.min(axis=0)).astype(int) - margin, 0, [frame.shape[1] - 1, frame.shape[0] - 1])
+    high = np.maximum(np.ceil(places.max(axis=0)).astype(int) + margin + 1, low + 1)
+    part = frame[low[1] : high[1], low[0] : high[0]]
+    return cv2.GaussianBlur(part.astype(np.float32), (0, 0), blur), (places - low).astype(np.float32).T
+
+
 def appearance(
     frames: Iterable[UInt8[np.ndarray, "height width"]],
     points: Float[np.ndarray, "p 3"],
@@ -114,20 +125,17 @@ def appearance(
     """What the frames show at the points, read one after the other."""
     num_frames = len(head.rotations)
     blur = max(BLUR * head.focal / float(-np.median(head.translations[:, 2])), LEAST_BLUR)
-    margin = int(np.ceil(3 * blur)) + 2
     # Not as lists that are joined, which holds all of it twice: in a long video nothing grows as these do.
     brightness = np.empty((num_frames, len(points)), np.float32)
     slope = np.empty((num_frames, len(points), 2), np.float32)
     for index, frame in enumerate(frames):
         places = project(points, head.rotations[index], head.translations[index], head.focal, head.center) - 0.5
-        low = np.clip(np.floor(places.min(axis=0)).astype(int) - margin, 0, [frame.shape[1] - 1, frame.shape[0] - 1])
-        high = np.ceil(places.max(axis=0)).astype(int) + margin + 1
-        part = frame[low[1] : max(high[1], low[1] + 1), low[0] : max(high[0], low[0] + 1)]
-        grey = cv2.GaussianBlur(part.astype(np.float32), (0, 0), blur)
+        grey, (u, v) = blurred_around(frame, places, blur)
         # A Scharr filter over 32 is the slope a pixel.
         sides = [cv2.Scharr(grey, cv2.CV_32F, 1, 0, scale=1 / 32), cv2.Scharr(grey, cv2.CV_32F, 0, 1, scale=1 / 32)]
-        u, v = (places - low).astype(np.float32).T.reshape(2, 1, -1)
-        values = cv2.remap(cv2.merge([grey, *sides]), u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[0]
+        values = cv2.remap(
+            cv2.merge([grey, *sides]), u[None], v[None], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )[0]
         brightness[index], slope[index] = values[:, 0], values[:, 1:]
         if progress is not None and index % 25 == 0:
             progress(index / num_frames)

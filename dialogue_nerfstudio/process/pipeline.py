@@ -66,6 +66,7 @@ from dialogue_nerfstudio.process.head_pose import HeadTrack, track_head
 from dialogue_nerfstudio.process.head_registration import register_head
 from dialogue_nerfstudio.process.labels import write_labels
 from dialogue_nerfstudio.process.landmarks import LandmarkTrack, bridged, require_face
+from dialogue_nerfstudio.process.lip_registration import register_lips
 from dialogue_nerfstudio.process.masks import are_given, check_masks, labeller, mask_files
 from dialogue_nerfstudio.process.quality import REPORT_NAME, measure_quality, unusable_sentences
 from dialogue_nerfstudio.process.shots import describe_shots, find_cuts, shots_between
@@ -149,6 +150,8 @@ class ProcessConfig:
     landmarks that move with the skull alone."""
     register_head: bool = True
     """Make head poses finer by registering the pictures of the face to their mean."""
+    register_lips: bool = True
+    """Make expressions of the mouth finer by what lips look like in all frames."""
     face_model: Optional[str] = None
     """In which basis expressions are measured: shared, bfm2009, bfm2017, flame or ict; None is the shared one, or what
     face_model_path is."""
@@ -434,8 +437,12 @@ class Processing:
             self.for_each_person(self.measure_face),
             [self.work(f"{i}_motion.npz") for i in each] + [self.person(i, "face.npz") for i in each],
             needs=["head"],
-            options={"num_residuals": config.num_residuals, "basis": self.basis.hash},
-            version=2,
+            options={
+                "num_residuals": config.num_residuals,
+                "basis": self.basis.hash,
+                "register_lips": config.register_lips,
+            },
+            version=3,
         )
         runner.run(
             "labels",
@@ -780,6 +787,9 @@ class Processing:
         basis = self.basis
         track, (head, _) = self.landmarks(participant), self.head(participant)
         face = measure_face(track, head, basis, FPS, self.config.num_residuals)
+        if self.config.register_lips:
+            with GreyReader(self.person(participant, "video.mp4")) as reader:
+                face = register_lips(reader.iterate(), head, face, basis, track.visible, progress)
         motion = Motion(
             head_pose=head.head_pose(head.person_origin(track.visible)),
             expression=face.expression,
