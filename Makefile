@@ -10,7 +10,7 @@ demo: install
 	$(BIN)/ns-dialogue demo
 
 test: install
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 install: $(STAMP)
 
