@@ -180,7 +180,8 @@ class _Conversion(Processing):
                 lambda progress: self.measure_face(i, progress),
                 [self.work(f"{i}_motion.npz"), self.person(i, "face.npz")],
                 needs=["head"],
-                options={"num_residuals": config.num_residuals, "basis": self.basis.hash},
+                options=self.expression_options(),
+                version=2,
             )
         else:
             runner.run(

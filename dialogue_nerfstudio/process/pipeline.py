@@ -437,11 +437,7 @@ class Processing:
             self.for_each_person(self.measure_face),
             [self.work(f"{i}_motion.npz") for i in each] + [self.person(i, "face.npz") for i in each],
             needs=["head"],
-            options={
-                "num_residuals": config.num_residuals,
-                "basis": self.basis.hash,
-                "register_lips": config.register_lips,
-            },
+            options=self.expression_options(),
             version=3,
         )
         runner.run(
@@ -782,6 +778,15 @@ class Processing:
             landmark_poses=(arrays["landmark_rotations"], arrays["landmark_translations"]),
         )
         return track, (width, height)
+
+    def expression_options(self) -> Dict[str, Any]:
+        """What decides what `measure_face` finds."""
+        config = self.config
+        return {
+            "num_residuals": config.num_residuals,
+            "basis": self.basis.hash,
+            "register_lips": config.register_lips,
+        }
 
     def measure_face(self, participant: str, progress: Callable[[float], None]) -> None:
         basis = self.basis
