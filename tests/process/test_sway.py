@@ -7,7 +7,7 @@ from scipy.spatial.transform import Rotation
 
 from dialogue_nerfstudio.conversation.conversation import Camera
 from dialogue_nerfstudio.conversation.video import HEAD, TORSO, GreyReader, LabelReader, LabelWriter, VideoWriter
-from dialogue_nerfstudio.process.sway import beyond_head, measure_sway
+from dialogue_nerfstudio.process.sway import STEP, between, beyond_head, measure_sway
 
 FRAMES, SIZE, DISTANCE, FOCAL = 60, 192, 0.8, 400.0
 
@@ -88,3 +88,25 @@ def test_no_torso_no_sway(recording, movement, tmp_path):
 def test_what_follows_the_head_is_no_sway(movement):
     head_pose, _, angles, _ = movement
     assert np.abs(beyond_head(0.05 * angles, head_pose)).max() < 0.1 * 0.05 * np.abs(angles).max()
+
+
+def test_frames_between_the_measured_ones_lie_on_a_smooth_curve():
+    time = np.arange(41)
+    truth = np.stack([np.sin(0.3 * time), np.cos(0.2 * time), *np.zeros((4, 41))], axis=1)
+    measured = np.arange(0, 41, STEP)
+    found = between(measured, truth[measured], 41)
+    lines = np.stack([np.interp(time, measured, column) for column in truth[measured].T], axis=1)
+    assert np.allclose(found[measured], truth[measured])
+    assert np.abs(found - truth).max() < 0.2 * np.abs(lines - truth).max()
+
+
+def test_long_gaps_are_bridged_by_straight_lines_and_ends_go_on():
+    measured = np.array([4, 6, 8, 20, 22])
+    values = np.repeat(np.array([0.0, 1.0, 0.0, 6.0, -3.0])[:, None], 6, axis=1)
+    found = between(measured, values, 30)
+    assert np.allclose(found[8:21], np.linspace(0.0, 6.0, 13)[:, None])
+    assert np.allclose(found[:5], 0.0) and np.allclose(found[22:], -3.0)
+
+
+def test_one_measured_frame_holds_for_all():
+    assert np.allclose(between(np.array([3]), np.full((1, 6), 2.0), 7), 2.0)
