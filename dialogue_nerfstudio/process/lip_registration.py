@@ -6,11 +6,11 @@ levels. A signal is a coefficient of an expression that moves lips, or a score o
 standard deviations: S of them. Frames are compared by their inputs: the signals, which move, and how the head is
 turned, which does not.
 
-Landmarks tell how far lips are apart to about a millimetre, which is what decides whether teeth show. What a mouth
-looks like is a smooth function of its signals, plus noise: a Gaussian process over frames. Signals and function are
-found together, as in the Gaussian process latent variable model (Lawrence, JMLR 6, 2005), with the tracked signals as
-the latent variables' prior. Of two simulated people, whose expressions are known, coefficients came closer to the
-truth; a real one's avatar gained 0.8 dB at the mouth (docs/ablation.md).
+Landmarks tell how far lips are apart too coarsely to say whether teeth show. What a mouth looks like is a smooth
+function of its signals, plus noise: a Gaussian process over frames. Signals and function are found together, as in the
+Gaussian process latent variable model (Lawrence, JMLR 6, 2005), with the tracked signals as the latent variables'
+prior. Of two simulated people, whose expressions are known, coefficients came closer to the truth; a real one's avatar
+gained 0.8 dB at the mouth (docs/ablation.md).
 """
 
 from dataclasses import dataclass, replace
@@ -51,7 +51,8 @@ NUM_MODES = 24
 24 than with 12, and one person's less so with 40."""
 
 SIGNAL_ERROR = 0.3
-"""Standard deviation of the tracked signals' error, in those of the signals."""
+"""Standard deviation of the tracked signals' error, in those of the signals; of 0.1, 0.2, 0.3 and 0.5 the one that
+served an avatar best without spoiling it for signals from landmarks."""
 
 MAX_MOVE = 3.0
 """Most that a signal moves, in standard deviations of its error."""
@@ -102,9 +103,11 @@ class Likeness:
     """Variance of the modes."""
 
     def between(self, a: Float[np.ndarray, "a d"], b: Float[np.ndarray, "b d"]) -> Float[np.ndarray, "a b"]:
+        """The kernel of two sets of inputs, 0 … 1."""
         return np.exp(-0.5 * cdist(a, b, "sqeuclidean") / self.length)
 
     def inputs(self, signals: Float[np.ndarray, "n s"], turned: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n d"]:
+        """What frames are compared by."""
         return np.concatenate([signals, self.turn * turned], axis=1)
 
 
@@ -185,17 +188,17 @@ def likeness(
     return result
 
 
-def strangeness(
+def surprises(
     inputs: Float[np.ndarray, "n d"], scores: Float[np.ndarray, "n m"], kernel: Likeness
 ) -> Float[np.ndarray, " n"]:
-    """By how much the noise of each frame is larger than the typical one, 1 or more: from how far it is from what all
-    the others say of it."""
+    """How far each frame's scores are (grey levels) from what all the others say of them."""
     inverse = np.linalg.inv(kernel.between(inputs, inputs) + kernel.noise * np.eye(len(inputs)))
-    return _strange(np.linalg.norm(inverse @ scores, axis=1) / np.diag(inverse))
+    return np.linalg.norm(inverse @ scores, axis=1) / np.diag(inverse)
 
 
-def _strange(distances: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    return np.maximum(1.0, distances / (STRANGE * max(float(np.median(distances)), 1e-12))) ** 2
+def strangeness(distances: Float[np.ndarray, " n"], typical: float) -> Float[np.ndarray, " n"]:
+    """By how much the noise of frames so far from what others say is larger than the typical one's, 1 or more."""
+    return np.maximum(1.0, distances / (STRANGE * max(typical, 1e-12))) ** 2
 
 
 def move_together(
@@ -235,6 +238,8 @@ class LearnedLook:
     inputs: Float[np.ndarray, "k d"]
     scores: Float[np.ndarray, "k m"]
     noise: Float[np.ndarray, " k"]
+    typical: float
+    """Median of what `surprises` says of them."""
 
     def follow(
         self, inputs: Float[np.ndarray, "n d"], num_signals: int, scores: Float[np.ndarray, "n m"]
@@ -248,7 +253,7 @@ class LearnedLook:
             alike = kernel.between(moved, self.inputs)
             left = scores - alike @ weights
             if strange is None:
-                strange = _strange(np.linalg.norm(left, axis=1))
+                strange = strangeness(np.linalg.norm(left, axis=1), self.typical)
             known = np.einsum("nk,kn->n", alike, cho_solve(factor, alike.T))
             variance = (np.maximum(1.0 - known, 0.0) + kernel.noise * strange) * kernel.scale
             for index, signals in enumerate(moved[:, :num_signals]):
@@ -275,10 +280,12 @@ def moved_signals(
         return signals
     kernel = likeness(signals[chosen], turned[chosen], scores[chosen])
     inputs = kernel.inputs(signals, turned)
-    noise = kernel.noise * strangeness(inputs[chosen], scores[chosen], kernel)
+    distances = surprises(inputs[chosen], scores[chosen], kernel)
+    typical = float(np.median(distances))
+    noise = kernel.noise * strangeness(distances, typical)
     moved = inputs.copy()
     moved[chosen] = move_together(inputs[chosen], num_signals, scores[chosen], kernel, noise)
-    look = LearnedLook(kernel, moved[chosen], scores[chosen], noise)
+    look = LearnedLook(kernel, moved[chosen], scores[chosen], noise, typical)
     others = np.setdiff1d(frames, chosen)
     for part in pieces(len(others)):
         moved[others[part]] = look.follow(inputs[others[part]], num_signals, scores[others[part]])

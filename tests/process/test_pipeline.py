@@ -6,6 +6,7 @@ Where the clips of the project's authors are at hand, the real networks run, too
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -149,6 +150,24 @@ def conversation(people, video, tmp_path_factory):
 @pytest.fixture
 def chat(conversation, ideal_networks, tmp_path) -> Path:
     return Path(shutil.copytree(conversation.root, tmp_path / "chat"))
+
+
+def test_lips_are_registered_unless_it_is_not_wanted(chat, video, monkeypatch):
+    asked = []
+
+    def marked(frames, head, face, basis, visible, progress):
+        asked.append(sum(1 for _ in frames))
+        return replace(face, expression=np.full_like(face.expression, 0.25))
+
+    def expressions(**options):
+        made = process_video([video], chat, ProcessConfig(num_people=2, **options))
+        return np.stack([participant.motion.expression for participant in made.participants])
+
+    monkeypatch.setattr(pipeline, "register_lips", marked)
+    assert expressions(register_lips=False).std() > 0.01 and not asked
+    ran = json.loads((chat / "process.json").read_text())["stages_run"]
+    assert "expression" in ran and "head" not in ran
+    assert np.allclose(expressions(), 0.25) and asked == [FRAMES, FRAMES]
 
 
 def test_conversation_is_whole_and_loads(conversation):
