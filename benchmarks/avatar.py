@@ -57,6 +57,12 @@ class AvatarBenchmark:
     """Steps that each baseline is timed over; 0 leaves them out."""
     threads: Optional[int] = None
     """torch and numba threads; all cores if not given."""
+    processes: int = 1
+    """Processes that share a step (CPU only)."""
+    mixed_precision: bool = False
+    """Train under autocast: bfloat16 on a CPU, float16 on CUDA."""
+    rays: Optional[int] = None
+    """Rays of a step; the configuration's if not given."""
     seed: int = 0
     """Of everything random."""
     keep: Optional[Path] = None
@@ -135,6 +141,13 @@ def measure(options: AvatarBenchmark) -> dict[str, Any]:
         torch.set_num_threads(options.threads)
     data = conversation_or_sample(options.conversation, options.sample_seconds)
     watch = Stopwatch(options)
+
+    def configure(config: DialogueTrainerConfig) -> None:
+        config.mixed_precision = options.mixed_precision
+        config.pipeline.processes = options.processes
+        if options.rays is not None:
+            config.pipeline.datamanager.train_num_rays_per_batch = options.rays
+
     with tempfile.TemporaryDirectory() as scratch:
         config_path = train_avatars(
             data,
@@ -143,6 +156,7 @@ def measure(options: AvatarBenchmark) -> dict[str, Any]:
             options.seed,
             options.resolution,
             drive=options.drive,
+            configure=configure,
             watch=watch,
         )
         memory = peak_memory()
@@ -152,6 +166,8 @@ def measure(options: AvatarBenchmark) -> dict[str, Any]:
             "drive": options.drive,
             "device": device(),
             "threads": torch.get_num_threads(),
+            "processes": options.processes,
+            "mixed_precision": options.mixed_precision,
             "iterations": options.iterations,
             "training_seconds": watch.seconds,
             "iterations_per_second": watch.steps / watch.seconds,

@@ -112,9 +112,10 @@ class AvatarModel(Model):
         expression = signals.expression[:, train_frames].flatten(0, 1)
         self.register_buffer("expression_mean", expression.mean(dim=0))
         self.register_buffer("expression_scale", expression.std(dim=0, unbiased=False).clamp_min(0.02))
-        self.register_buffer(
-            "residual_scale", signals.residual[:, train_frames].std(dim=1, unbiased=False).clamp_min(1e-3)
-        )
+        residual = signals.residual[:, train_frames]
+        # torch warns of the deviation of no numbers at all.
+        scale = residual.std(dim=1, unbiased=False) if residual.shape[-1] else residual[:, 0]
+        self.register_buffer("residual_scale", scale.clamp_min(1e-3))
         self.register_buffer("train_frames", train_frames, persistent=False)
         self.trained_drives: Set[str] = set()
         self.share = BatchShare()

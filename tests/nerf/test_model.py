@@ -1,13 +1,15 @@
 """The model: what a frame depends on, that it learns, what a checkpoint holds, which frame a camera shows."""
 
 import copy
+import shutil
+import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 from short_training import train
 
-from dialogue_nerfstudio.conversation import DialogueError, load_conversation
+from dialogue_nerfstudio.conversation import DialogueError, load_conversation, save_conversation
 from dialogue_nerfstudio.encodings.hash_grid import HashGrid
 from dialogue_nerfstudio.nerf.losses import binary_entropy, mask_loss
 from dialogue_nerfstudio.nerf.pipeline import DialoguePipeline
@@ -152,6 +154,18 @@ def test_other_signals_change_the_frame_and_come_back(lively, tiny):
     assert torch.equal(picture(lively, 2, 1), before)
     with pytest.raises(DialogueError, match="these signals are for a, b"):
         lively.model.set_signals(replace(original, participant_ids=("a", "b")))
+
+
+def test_a_recording_without_a_residual_opens_in_silence(tiny, small_config, tmp_path):
+    conversation = load_conversation(shutil.copytree(tiny, tmp_path / "conversation"))
+    for person in conversation.participants:
+        person.motion.expression_residual = person.motion.expression_residual[:, :0]
+    save_conversation(conversation, conversation.root)
+    small_config.datamanager.data = conversation.root
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "std\\(\\)")
+        model = DialoguePipeline(small_config, device="cpu", test_mode="inference").model
+    assert model.residual_scale.shape == (2, 0)
 
 
 def test_every_parameter_learns(lively):
