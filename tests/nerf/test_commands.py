@@ -147,11 +147,14 @@ def test_another_kernels_checkpoint_ends_evaluation_with_one_sentence_and_code_2
 
 
 @pytest.mark.slow
-def test_training_goes_on_from_a_checkpoint(trained, tiny, cache):
-    folder, config = trained
+def test_training_goes_on_from_a_checkpoint(inside, tiny, monkeypatch):
+    from nerfstudio.scripts import train
+
+    _, config = inside
     resume = ("--load-dir", config.parent / "nerfstudio_models", "--timestamp", "resumed")
-    done = nerfstudio("train", "dialogue-nerf", "--data", tiny, *SMALL[:-2], *resume, folder=folder, cache=cache)
-    assert done.returncode == 0, done.stderr + done.stdout
+    command = ["ns-train", "dialogue-nerf", "--data", tiny, *SMALL[:-2], *resume]
+    monkeypatch.setattr(sys, "argv", [str(part) for part in command])
+    train.entrypoint()
     resumed = config.parents[1] / "resumed" / "nerfstudio_models"
     assert [path.name for path in resumed.iterdir()] == ["step-000000003.ckpt"]
 
