@@ -1,7 +1,8 @@
 """Training steps shared by several processes on a CPU: each renders a share of the rays, gradients are added up.
 
 A step is a thousand small operations, which torch's threads cannot share: a second thread gains a fifth. Here a second
-process, forked when training begins, renders half of the batch with an interpreter of its own.
+process, forked when training begins, renders half of the batch with an interpreter of its own. Each works on one
+thread: OpenMP's threads do not survive a fork, and a process that counted on them would wait for ever.
 
 Conventions: process 0 is the one that trains, saves and renders; the others only compute gradients. All of them draw
 the same batch (equal random states) and take their rays of it. A loss term is a mean: over rays, or over what its
@@ -43,6 +44,9 @@ FEWEST_RAYS = 256
 
 MOST_PROCESSES = 4
 """Processes that are used unasked: process 0 alone adds gradients up and steps the optimisers."""
+
+THREADS = 1
+"""torch threads of each process while it does its share."""
 
 ANSWER_SECONDS = 600.0
 """Seconds after which a process that does not answer counts as stuck."""
@@ -127,7 +131,6 @@ class SharedSteps:
     def __init__(self, pipeline: Any, count: int):
         self._pipeline = weakref.ref(pipeline)
         self._all_threads = torch.get_num_threads()
-        self._threads = max(1, self._all_threads // count)
         model = pipeline.model
         _share_memory(model)
         self._parameters = [p for p in model.parameters() if p.requires_grad and p.numel()]
@@ -138,7 +141,7 @@ class SharedSteps:
         self._connections: List[multiprocessing.connection.Connection] = []
         self._busy = False
         model.share = BatchShare(0, count, torch.Generator().manual_seed(seed))
-        torch.set_num_threads(self._threads)
+        torch.set_num_threads(THREADS)
         # What was made before the fork must not be collected behind it: the threads and libraries that garbage may
         # belong to are not there, and its destructors crash.
         gc.collect()
@@ -176,8 +179,8 @@ class SharedSteps:
             for connection in self._connections:
                 _send(connection, (step, torch.is_autocast_enabled("cpu")))
             self._busy = True
-            # A share of the cores, until the step's gradients are there; the others wait while this process does more.
-            torch.set_num_threads(self._threads)
+            # Until the step's gradients are there; the others wait while this process does more.
+            torch.set_num_threads(THREADS)
             # Made before the graph of this process's rays: autograd works backwards in time, so that it waits for the
             # others only when this process has done its share.
             others = _GradientsOfOthers.apply(self, *self._parameters) if torch.is_grad_enabled() else torch.zeros(())

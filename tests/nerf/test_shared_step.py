@@ -11,6 +11,7 @@ import torch
 from short_training import train
 
 from dialogue_nerfstudio.conversation import DialogueError
+from dialogue_nerfstudio.nerf import shared_step
 from dialogue_nerfstudio.nerf.pipeline import DialoguePipeline
 from dialogue_nerfstudio.nerf.shared_step import BatchShare, choose_processes
 from dialogue_nerfstudio.rendering.occupancy import OccupancyGrid
@@ -228,6 +229,22 @@ def test_a_step_leaves_all_cores_to_what_follows(shared):
     try:
         first_step(shared(2))
         assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_processes_work_where_torch_had_many_threads(shared, monkeypatch):
+    """OpenMP's threads do not survive a fork: a process that counted on them would wait for ever."""
+    monkeypatch.setattr(shared_step, "ANSWER_SECONDS", 30.0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        pipeline = shared()
+        # Large enough for torch to start its threads.
+        torch.ones(1 << 20).exp()
+        pipeline.train()
+        train(pipeline, 2)
+        assert torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(before)
 
