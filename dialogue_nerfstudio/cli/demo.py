@@ -52,7 +52,7 @@ def shares(options: Demo) -> dict[str, float]:
     return {
         "simulated": 4.0 * options.seconds * pixels,
         **{stage: share * options.seconds * pixels / 10 for stage, share in SHARES.items()},
-        "train": options.iterations / 18,
+        "train": options.iterations / 14,
         "measure": 1.0 * options.seconds,
         "script": 1.5 * options.new_seconds * pixels,
         "script: process": 2.0 * options.new_seconds * pixels,
@@ -219,7 +219,19 @@ def _match_people(tracked: "Conversation", truth: "Conversation", num_frames: in
 def _train(conversation: Path, output_dir: Path, options: Demo, progress: "StageProgress") -> None:
     from dialogue_nerfstudio.cli.training import train_avatars
 
-    train_avatars(conversation, output_dir, options.iterations, options.seed, options.resolution, progress)
+    def on_all_cores(config: Any) -> None:
+        # Without a viewer, whose threads are what speaks against it.
+        config.pipeline.processes = None
+
+    train_avatars(
+        conversation,
+        output_dir,
+        options.iterations,
+        options.seed,
+        options.resolution,
+        progress,
+        configure=on_all_cores,
+    )
 
 
 def _measure(config_path: Path, comparison: Path, progress: "StageProgress") -> dict[str, dict[str, float]]:
