@@ -149,7 +149,10 @@ def test_another_kernels_checkpoint_ends_evaluation_with_one_sentence_and_code_2
 @pytest.mark.slow
 def test_training_goes_on_from_a_checkpoint(inside, tiny, monkeypatch):
     from nerfstudio.scripts import train
+    from nerfstudio.utils import writer
 
+    # nerfstudio keeps the writers of every run of a process.
+    monkeypatch.setattr(writer, "EVENT_WRITERS", [])
     _, config = inside
     resume = ("--load-dir", config.parent / "nerfstudio_models", "--timestamp", "resumed")
     command = ["ns-train", "dialogue-nerf", "--data", tiny, *SMALL[:-2], *resume]
