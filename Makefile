@@ -16,8 +16,10 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt requirements-process.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-process.txt
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --requirement requirements-process.txt
+	@# pip would compile 28,000 files one after the other. A few packages ship files of other Pythons, which do not compile.
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
 
 clean:
