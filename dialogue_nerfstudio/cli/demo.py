@@ -32,6 +32,8 @@ class Demo:
     """Length of the new conversation that the avatars act."""
     seed: int = 0
     """Same seed, same conversation."""
+    processes: Optional[int] = None
+    """Processes that share training steps on a CPU; as many as pay if None."""
 
     def run(self) -> int:
         from rich.console import Console
@@ -219,9 +221,9 @@ def _match_people(tracked: "Conversation", truth: "Conversation", num_frames: in
 def _train(conversation: Path, output_dir: Path, options: Demo, progress: "StageProgress") -> None:
     from dialogue_nerfstudio.cli.training import train_avatars
 
-    def on_all_cores(config: Any) -> None:
+    def share_steps(config: Any) -> None:
         # Without a viewer, whose threads are what speaks against it.
-        config.pipeline.processes = None
+        config.pipeline.processes = options.processes
 
     train_avatars(
         conversation,
@@ -230,7 +232,7 @@ def _train(conversation: Path, output_dir: Path, options: Demo, progress: "Stage
         options.seed,
         options.resolution,
         progress,
-        configure=on_all_cores,
+        configure=share_steps,
     )
 
 

@@ -251,14 +251,14 @@ class SharedSteps:
             if not connection.poll(ANSWER_SECONDS):
                 raise DialogueError(
                     f"a process that shares the training steps has not answered for {ANSWER_SECONDS:.0f} s; train with "
-                    "--pipeline.processes 1."
+                    "--pipeline.processes 1 (ns-dialogue demo: --processes 1)."
                 )
             kind, *content = connection.recv()
         except (EOFError, OSError) as error:
             process.join(5.0)
             raise DialogueError(
                 f"a process that shares the training steps was ended from outside (exit code {process.exitcode}; out "
-                "of memory?); train with --pipeline.processes 1."
+                "of memory?); train with --pipeline.processes 1 (ns-dialogue demo: --processes 1)."
             ) from error
         if kind == "user error":
             raise DialogueError(content[0])

@@ -1,5 +1,6 @@
 """The whole way once, small: simulate, process, train, measure, render; and resuming it."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dialogue_nerfstudio.cli import demo, training
+from dialogue_nerfstudio.nerf.config import dialogue_nerf
 from dialogue_nerfstudio.output.video import read_provenance
 
 OPTIONS = ("--seconds", 3, "--size", 96, "--resolution", 32, "--iterations", 20, "--new-seconds", 2)
@@ -42,3 +45,11 @@ def test_demo_makes_a_video_and_a_summary_and_resumes(cli, tmp_path, monkeypatch
     assert cli("demo", "--output", folder, *OPTIONS).code == 0
     after = times(folder)
     assert {path for path in before if before[path] != after[path]} == {str(folder / "summary.json")}
+
+
+@pytest.mark.parametrize("processes", [None, 1])
+def test_training_takes_as_many_processes_as_pay_unless_told_otherwise(monkeypatch, processes):
+    config = copy.deepcopy(dialogue_nerf.config)
+    monkeypatch.setattr(training, "train_avatars", lambda *_, configure: configure(config))
+    demo._train(Path("conversation"), Path("outputs"), demo.Demo(processes=processes), None)
+    assert config.pipeline.processes == processes
