@@ -194,13 +194,22 @@ class HashGrid(nn.Module):
         Raises:
             DialogueError: the kernel cannot run where the table is.
         """
-        kernel = resolve_kernel(self.config.kernel, self.table.device, self.table.dtype)
-        _announce(self.config.kernel, kernel, self.table.device.type)
+        kernel = self.announce_kernel()
         positions = positions.to(torch.promote_types(self.table.dtype, torch.float32))
         if kernel == "tcnn":
             return tcnn_kernel.encode(positions, self.table, self._tcnn_grid())
         with full_precision(positions):
             return _kernel_module(kernel).encode(positions, self.table, self.levels)
+
+    def announce_kernel(self) -> str:
+        """The kernel that encodes where the table is now; the first call of a process says which, on stderr.
+
+        Raises:
+            DialogueError: it is absent, or cannot run there.
+        """
+        kernel = resolve_kernel(self.config.kernel, self.table.device, self.table.dtype)
+        _announce(self.config.kernel, kernel, self.table.device.type)
+        return kernel
 
     def _tcnn_grid(self) -> tcnn_kernel.TcnnGrid:
         config = self.config

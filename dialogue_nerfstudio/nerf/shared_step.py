@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dialogue_nerfstudio.conversation import DialogueError
+from dialogue_nerfstudio.encodings.hash_grid import HashGrid
 from dialogue_nerfstudio.rendering.occupancy import OccupancyGrid
 
 COUNTS = {"gate": "gate_count", "deformation": "shift_count", "virtual": "virtual_count"}
@@ -133,6 +134,10 @@ class SharedSteps:
         self._all_threads = torch.get_num_threads()
         model = pipeline.model
         _share_memory(model)
+        for module in model.modules():
+            if isinstance(module, HashGrid):
+                # Now, or every process would say it.
+                module.announce_kernel()
         self._parameters = [p for p in model.parameters() if p.requires_grad and p.numel()]
         seed = torch.initial_seed()
         context = multiprocessing.get_context("fork")

@@ -11,6 +11,7 @@ import torch
 from short_training import train
 
 from dialogue_nerfstudio.conversation import DialogueError
+from dialogue_nerfstudio.encodings import hash_grid
 from dialogue_nerfstudio.nerf import shared_step
 from dialogue_nerfstudio.nerf.pipeline import DialoguePipeline
 from dialogue_nerfstudio.nerf.shared_step import BatchShare, choose_processes
@@ -247,6 +248,12 @@ def test_processes_work_where_torch_had_many_threads(shared, monkeypatch):
         assert torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(before)
+
+
+def test_only_one_process_says_which_kernel_runs(shared, capfd):
+    hash_grid._announce.cache_clear()
+    train(shared(), 1)
+    assert capfd.readouterr().err.count("hash grid:") == 1
 
 
 def test_mixed_precision_reaches_every_process(shared, monkeypatch):
