@@ -18,7 +18,8 @@ $(STAMP): pyproject.toml constraints.txt requirements-process.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps --requirement requirements-process.txt
-	@# pip would compile 28,000 files one after the other. A few packages ship files of other Pythons, which do not compile.
+	@# pip would compile 28,000 files one after the other. What does not compile is left to the import that needs it: torch
+	@# ships a file for newer Pythons than ours.
 	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
 

@@ -58,9 +58,7 @@ class AvatarBenchmark:
     threads: Optional[int] = None
     """torch and numba threads; all cores if not given."""
     processes: int = 1
-    """Processes that share a step (CPU only)."""
-    mixed_precision: bool = False
-    """Train under float16 autocast; CUDA only, nerfstudio turns it off on a CPU."""
+    """Processes that share a step of the training (CPU only); the baselines' steps are one process's."""
     rays: Optional[int] = None
     """Rays of a step; the configuration's if not given."""
     seed: int = 0
@@ -102,6 +100,12 @@ class Stopwatch:
         self._mark = time.perf_counter()
 
 
+def set_rays(config: DialogueTrainerConfig, options: AvatarBenchmark) -> None:
+    """Rays of a step, where they are asked for."""
+    if options.rays is not None:
+        config.pipeline.datamanager.train_num_rays_per_batch = options.rays
+
+
 def baseline_steps(options: AvatarBenchmark, data: Path) -> dict[str, float]:
     """Median seconds of a step of this configuration, with the torch kernel, and without culling."""
     loops: dict[str, TrainingLoop] = {}
@@ -113,6 +117,7 @@ def baseline_steps(options: AvatarBenchmark, data: Path) -> dict[str, float]:
             )
             model = config.pipeline.model
             model.drive = options.drive
+            set_rays(config, options)
             model.head.grid.kernel = model.torso.grid.kernel = kernel
             if not cull:
                 model.occupancy.updates_to_forget, model.occupancy.density_threshold = 0, -1.0
@@ -143,10 +148,8 @@ def measure(options: AvatarBenchmark) -> dict[str, Any]:
     watch = Stopwatch(options)
 
     def configure(config: DialogueTrainerConfig) -> None:
-        config.mixed_precision = options.mixed_precision
         config.pipeline.processes = options.processes
-        if options.rays is not None:
-            config.pipeline.datamanager.train_num_rays_per_batch = options.rays
+        set_rays(config, options)
 
     with tempfile.TemporaryDirectory() as scratch:
         config_path = train_avatars(
@@ -160,14 +163,14 @@ def measure(options: AvatarBenchmark) -> dict[str, Any]:
             watch=watch,
         )
         memory = peak_memory()
-        _, pipeline = load_pipeline_for_rendering(config_path)
+        config, pipeline = load_pipeline_for_rendering(config_path)
         figures: dict[str, Any] = {
             "conversation": data,
             "drive": options.drive,
             "device": device(),
             "threads": torch.get_num_threads(),
-            "processes": options.processes,
-            "mixed_precision": options.mixed_precision,
+            "processes": config.pipeline.processes,
+            "rays": config.pipeline.datamanager.train_num_rays_per_batch,
             "iterations": options.iterations,
             "training_seconds": watch.seconds,
             "iterations_per_second": watch.steps / watch.seconds,

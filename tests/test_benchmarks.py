@@ -99,13 +99,20 @@ def test_rendering(benchmark_module):
 def test_avatar(benchmark_module, tiny):
     module = benchmark_module("avatar")
     options = module.AvatarBenchmark(
-        tiny, "expression", 3, 32, target=0.0, evaluate_from=2, evaluate_every=1, eval_frames=1, baseline_steps=1
+        *(tiny, "expression", 3, 32),
+        target=0.0,
+        evaluate_from=2,
+        evaluate_every=1,
+        eval_frames=1,
+        baseline_steps=1,
+        rays=64,
     )
     figures = module.measure(options)
     assert figures["target_reached"]["step"] == 2 and len(figures["curve"]) == 1
     assert 0 < figures["target_reached"]["seconds"] < figures["training_seconds"]
     assert set(figures["speedup_over"]) == {"torch_kernel", "no_culling"}
     assert set(figures["participants"]) == {"p0", "p1"}
+    assert figures["processes"] == 1 and figures["rays"] == 64
 
 
 def test_frames(benchmark_module, tiny):
